@@ -1,0 +1,21 @@
+//! What a machine can do for a decoder.
+//!
+//! Reading order: [`batch`] says what one step computes, [`weight`] and [`host`] what is loaded, [`spec`] the parameters of
+//! operations, [`backend`] the operations themselves. This crate holds no implementation and knows no model.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod batch;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod host;
+mod spec;
+mod weight;
+
+pub use backend::Backend;
+pub use batch::{BlockId, Span, StepBatch, TokenId};
+pub use error::BackendError;
+pub use host::{DType, HostTensor};
+pub use spec::{Act, AttendSpec, KvSpec, MemoryReport, RmsNorm, RopeSpec};
+pub use weight::DenseWeight;

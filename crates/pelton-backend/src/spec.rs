@@ -1,0 +1,83 @@
+//! Parameters of operations: small plain values that a model states once, at load.
+
+use crate::DType;
+
+/// Activation functions, computed as the reference defines them (no approximations of our own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * 0.5 * (1 + erf(x / sqrt(2)))`.
+    Gelu,
+    /// GELU by tanh, as `gelu_new` and `gelu_pytorch_tanh` mean it.
+    GeluTanh,
+}
+
+/// RMS norm: `x * weight / sqrt(mean(x^2) + eps)`.
+#[derive(Debug)]
+pub struct RmsNorm<Param> {
+    /// `[hidden]`.
+    pub weight: Param,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Rotary embedding of the query and key heads inside a `[rows, (num_heads + 2 * num_kv_heads) * head_dim]` qkv row.
+///
+/// Pairs are `(i, i + rotary_dim / 2)` within a head ("neox" order); dimensions from `rotary_dim` on stay.
+/// The table that goes with it is `[positions, rotary_dim]`: for each position `rotary_dim / 2` cosines, then as many sines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeSpec {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key heads; the value heads behind them are left alone.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Rotated width, even, at most `head_dim`.
+    pub rotary_dim: usize,
+}
+
+/// Causal attention of one layer, grouped queries: query head `h` reads key/value head `h / (num_heads / num_kv_heads)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttendSpec {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+/// Storage of keys and values, by block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Layers that attend.
+    pub num_layers: usize,
+    /// Key/value heads of each layer.
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Positions in one block.
+    pub block_tokens: usize,
+    /// Precision of stored keys and values; rounded to nearest even when written.
+    pub dtype: DType,
+}
+
+impl KvSpec {
+    /// Bytes of one block over all layers, keys and values.
+    pub fn block_bytes(&self) -> usize {
+        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.block_tokens * self.dtype.size_bytes()
+    }
+}
+
+/// Memory of the device a backend runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What could still be allocated now (for hosts: also what caches would give back).
+    pub available_bytes: u64,
+}

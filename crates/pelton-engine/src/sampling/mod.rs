@@ -1,0 +1,3 @@
+//! From logits to a token.
+mod params;
+pub use params::SamplingParams;

@@ -1,0 +1,30 @@
+//! Gauges and counters of the engine, stored once per step by the engine thread and read by anyone.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// Written by the engine thread alone, once per step (`Relaxed`); read by metrics, health and info.
+#[derive(Debug, Default)]
+pub struct EngineGauges {
+    /// True while the engine can compute: false before start-up, after a failure and after shutdown.
+    pub alive: AtomicBool,
+    /// Sequences with blocks.
+    pub running: AtomicU64,
+    /// Sequences waiting for blocks or for their turn.
+    pub waiting: AtomicU64,
+    /// Blocks owned by sequences.
+    pub blocks_used: AtomicU64,
+    /// All blocks.
+    pub blocks_total: AtomicU64,
+    /// Steps computed.
+    pub steps: AtomicU64,
+    /// Rows computed, over all steps.
+    pub rows: AtomicU64,
+    /// Rows of the last step.
+    pub last_step_rows: AtomicU64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queried_tokens: AtomicU64,
+    /// Prompt tokens found there.
+    pub prefix_hit_tokens: AtomicU64,
+    /// Sequences that lost their blocks.
+    pub preemptions: AtomicU64,
+}

@@ -1,0 +1,2 @@
+//! pelton
+fn main() {}
