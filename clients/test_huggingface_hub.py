@@ -1,0 +1,61 @@
+"""huggingface_hub's InferenceClient, as people use it with a text-generation-inference endpoint."""
+
+import pytest
+from huggingface_hub import InferenceClient
+
+from conftest import PROMPT
+
+
+@pytest.fixture
+def client(url) -> InferenceClient:
+    return InferenceClient(url)
+
+
+def test_text_generation(client):
+    text = client.text_generation(PROMPT, max_new_tokens=20)
+    assert text.strip()
+    assert client.text_generation(PROMPT, max_new_tokens=20, return_full_text=True) == PROMPT + text
+
+
+def test_text_generation_with_details(client):
+    output = client.text_generation(PROMPT, max_new_tokens=12, details=True, top_n_tokens=2)
+    assert output.details.generated_tokens == 12 and output.details.finish_reason == "length"
+    assert "".join(token.text for token in output.details.tokens) == output.generated_text
+    for token, top in zip(output.details.tokens, output.details.top_tokens):
+        assert top[0].id == token.id and top[0].logprob >= top[1].logprob
+
+
+def test_text_generation_stream(client):
+    whole = client.text_generation(PROMPT, max_new_tokens=20)
+    assert "".join(client.text_generation(PROMPT, max_new_tokens=20, stream=True)) == whole
+    events = list(client.text_generation(PROMPT, max_new_tokens=20, stream=True, details=True))
+    assert events[-1].generated_text == whole
+    assert events[-1].details.generated_tokens == len(events) == 20
+    assert events[-1].details.finish_reason == "length"
+
+
+def test_stop_sequence(client):
+    output = client.text_generation(PROMPT, max_new_tokens=100, stop=["\n"], details=True)
+    assert output.details.finish_reason == "stop_sequence"
+    assert output.generated_text.count("\n") == 1
+
+
+def test_seeded_sampling_repeats(client):
+    draw = lambda seed: client.text_generation(PROMPT, max_new_tokens=20, do_sample=True, temperature=1.5, seed=seed)
+    assert draw(7) == draw(7)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_chat_completion(client):
+    messages = [{"role": "user", "content": "a function that adds two numbers"}]
+    answer = client.chat_completion(messages, max_tokens=16, temperature=0)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.usage.completion_tokens <= 16
+    pieces = client.chat_completion(messages, max_tokens=16, temperature=0, stream=True)
+    text = "".join(choice.delta.content or "" for piece in pieces for choice in piece.choices)
+    assert text == answer.choices[0].message.content
+
+
+def test_mistake_reaches_the_user(client):
+    with pytest.raises(Exception, match="temperature"):
+        client.text_generation(PROMPT, temperature=-1.0)

@@ -1,0 +1,44 @@
+//! Tests with real clients: Python packages at pinned versions in a virtual environment under `target/`, and curl.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{cargo, run};
+
+/// Builds the server, prepares the environment, and lets pytest talk to a server that it starts.
+pub fn check(root: &Path) -> Result<()> {
+    run(cargo().args(["build", "--package", "pelton"]))?;
+    let python = environment(root)?;
+    let binary = target(root).join("debug").join("pelton");
+    run(Command::new(python)
+        .current_dir(root.join("clients"))
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"])
+        .env("PELTON_BINARY", binary)
+        .env("PYTHONDONTWRITEBYTECODE", "1"))
+}
+
+/// The virtual environment's Python. It is made again when the pinned requirements have changed since.
+fn environment(root: &Path) -> Result<PathBuf> {
+    let wanted_path = root.join("clients").join("requirements.txt");
+    let wanted = std::fs::read_to_string(&wanted_path).with_context(|| format!("cannot read {wanted_path:?}"))?;
+    let folder = target(root).join("clients");
+    let python = folder.join("bin").join("python");
+    let installed = folder.join("installed.txt");
+    if python.exists() && std::fs::read_to_string(&installed).is_ok_and(|have| have == wanted) {
+        return Ok(python);
+    }
+    println!("installing the clients of clients/requirements.txt into {}", folder.display());
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))
+        .context("a Python 3 with the venv module is needed for the tests with real clients")?;
+    run(Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+        .arg(&wanted_path))?;
+    std::fs::write(&installed, &wanted).with_context(|| format!("cannot write {installed:?}"))?;
+    Ok(python)
+}
+
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
