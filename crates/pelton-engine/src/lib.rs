@@ -1,11 +1,23 @@
 //! Sequences, scheduling, KV accounting, sampling: tokens in, tokens out. This crate has never seen a string.
+//!
+//! [`start`] spawns the engine thread; an [`EngineHandle`] takes requests and gives [`TokenStream`]s. Reading order: `handle` and
+//! `stream` are the door, `thread` is the loop, `scheduler` decides what a step computes, `kv` counts blocks, `sampling` picks tokens.
 #![forbid(unsafe_code)]
 mod event;
+mod fake;
 mod handle;
+mod kv;
 mod sampling;
+mod sequence;
+mod start;
 mod stats;
+mod stream;
+mod thread;
 
 pub use event::{FinishReason, SampledToken, Timeline, TokenEvent};
-pub use handle::{ReportParams, SequenceRequest, StoppingParams};
+pub use fake::{FakeConfig, FakeModel};
+pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
 pub use sampling::SamplingParams;
+pub use start::{EngineConfig, StartError, start};
 pub use stats::EngineGauges;
+pub use stream::TokenStream;

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// Written by the engine thread alone, once per step (`Relaxed`); read by metrics, health and info.
+/// Written by the engine thread alone, once per step (`Relaxed`), but for `alive`, which [`crate::start`] sets before there is a
+/// thread; read by metrics, health and info.
 #[derive(Debug, Default)]
 pub struct EngineGauges {
     /// True while the engine can compute: false before start-up, after a failure and after shutdown.

@@ -1,0 +1,50 @@
+//! The blocks of one sequence, in order of position.
+
+use pelton_backend::BlockId;
+
+use super::prefix::NodeId;
+
+/// Append only, until all blocks are given back.
+#[derive(Debug, Default)]
+pub(crate) struct BlockTable {
+    blocks: Vec<BlockId>,
+    /// Leading full blocks that the prefix cache knows, or was offered.
+    num_published: u32,
+    /// The last of them; `None` when a block could not be published, so that nothing after it can be.
+    chain: Option<NodeId>,
+}
+
+impl BlockTable {
+    pub(crate) fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    pub(crate) fn num_blocks(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    pub(super) fn push(&mut self, block: BlockId) {
+        self.blocks.push(block);
+    }
+
+    pub(super) fn num_published(&self) -> u32 {
+        self.num_published
+    }
+
+    /// Where the next published block hangs.
+    pub(super) fn chain(&self) -> Option<NodeId> {
+        if self.num_published == 0 { Some(NodeId::ROOT) } else { self.chain }
+    }
+
+    pub(super) fn set_published(&mut self, num_published: u32, chain: Option<NodeId>) {
+        self.num_published = num_published;
+        self.chain = chain;
+    }
+
+    /// Empties the table, from the last block on.
+    pub(super) fn drain_tail_first(&mut self) -> impl Iterator<Item = BlockId> + '_ {
+        self.num_published = 0;
+        self.chain = None;
+        self.blocks.drain(..).rev()
+    }
+}

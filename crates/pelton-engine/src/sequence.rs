@@ -1,0 +1,177 @@
+//! One token stream being computed: what is known of it, what is computed, and where its keys and values lie.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pelton_backend::TokenId;
+
+use crate::kv::BlockTable;
+use crate::{FinishReason, ReportParams, SamplingParams, StoppingParams};
+
+/// Order of arrival, and the name of a sequence between its stream and the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SequenceId(pub(crate) u64);
+
+/// What the choices of one request have in common.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// The first choice; the others follow.
+    pub(crate) first: SequenceId,
+    pub(crate) num_prompt_tokens: u32,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stopping: StoppingParams,
+    pub(crate) report: ReportParams,
+    /// Whether some choice has computed the prompt, so that the others find its blocks. Engine thread only.
+    prompt_computed: AtomicBool,
+}
+
+impl Group {
+    pub(crate) fn new(
+        first: SequenceId,
+        num_prompt_tokens: u32,
+        sampling: SamplingParams,
+        stopping: StoppingParams,
+        report: ReportParams,
+    ) -> Self {
+        Self { first, num_prompt_tokens, sampling, stopping, report, prompt_computed: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn prompt_computed(&self) -> bool {
+        self.prompt_computed.load(Ordering::Relaxed)
+    }
+}
+
+/// One sequence.
+///
+/// ```text
+/// tokens:  0 ......... num_computed ......... num_prompt_tokens ......... num_known
+///          |-- in blocks of `table` --|------------- the gap -------------|
+/// ```
+///
+/// A sequence without blocks is waiting; its `num_computed` is zero. It may have generated tokens: preemption keeps them.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    /// Which choice of its request.
+    pub(crate) choice: u32,
+    /// Where the engine thread keeps this sequence's stream.
+    pub(crate) seat: usize,
+    pub(crate) group: Arc<Group>,
+    tokens: Vec<TokenId>,
+    num_computed: u32,
+    pub(crate) table: BlockTable,
+    /// Log-probabilities of the prompt's tokens found so far, if asked for. A preempted sequence keeps them.
+    prompt_logprobs: Vec<Option<f32>>,
+    /// Prompt tokens found in the prefix cache; known once the sequence was first admitted.
+    num_cached_tokens: Option<u32>,
+    num_preemptions: u32,
+}
+
+impl Sequence {
+    pub(crate) fn new(id: SequenceId, choice: u32, group: Arc<Group>, prompt: Vec<TokenId>) -> Self {
+        debug_assert_eq!(group.num_prompt_tokens as usize, prompt.len());
+        // Nothing comes before the first token, so nothing foretells it.
+        let prompt_logprobs = if group.report.prompt_logprobs { vec![None] } else { Vec::new() };
+        Self {
+            id,
+            choice,
+            seat: 0,
+            group,
+            tokens: prompt,
+            num_computed: 0,
+            table: BlockTable::default(),
+            prompt_logprobs,
+            num_cached_tokens: None,
+            num_preemptions: 0,
+        }
+    }
+
+    /// Prompt and generated tokens.
+    pub(crate) fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    pub(crate) fn generated(&self) -> &[TokenId] {
+        &self.tokens[self.group.num_prompt_tokens as usize..]
+    }
+
+    pub(crate) fn num_generated(&self) -> u32 {
+        self.num_known() - self.group.num_prompt_tokens
+    }
+
+    pub(crate) fn num_known(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    pub(crate) fn num_computed(&self) -> u32 {
+        self.num_computed
+    }
+
+    /// Tokens known and not computed; at least one until the sequence ends.
+    pub(crate) fn gap(&self) -> u32 {
+        self.num_known() - self.num_computed
+    }
+
+    pub(crate) fn num_cached_tokens(&self) -> u32 {
+        self.num_cached_tokens.unwrap_or(0)
+    }
+
+    pub(crate) fn num_preemptions(&self) -> u32 {
+        self.num_preemptions
+    }
+
+    /// Whether it was planned into a step before.
+    pub(crate) fn was_admitted(&self) -> bool {
+        self.num_cached_tokens.is_some()
+    }
+
+    /// First position whose logits are wanted for the prompt's log-probabilities; `None` when nothing is wanted any more.
+    pub(crate) fn first_wanted_prompt_row(&self) -> Option<u32> {
+        let found = self.prompt_logprobs.len() as u32;
+        (self.group.report.prompt_logprobs && found < self.group.num_prompt_tokens && self.num_generated() == 0)
+            .then(|| found - 1)
+    }
+
+    /// Notes the next prompt token's log-probability.
+    pub(crate) fn push_prompt_logprob(&mut self, logprob: f32) {
+        self.prompt_logprobs.push(Some(logprob));
+    }
+
+    /// The prompt's log-probabilities, if they were asked for. They are given away once.
+    pub(crate) fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<f32>>> {
+        self.group.report.prompt_logprobs.then(|| std::mem::take(&mut self.prompt_logprobs))
+    }
+
+    /// Waiting to running: the blocks in `table` hold the first `num_hit_tokens` tokens.
+    pub(crate) fn admit(&mut self, num_hit_tokens: u32) {
+        debug_assert!(num_hit_tokens < self.num_known(), "the last token is computed for its logits");
+        self.num_computed = num_hit_tokens;
+        self.num_cached_tokens.get_or_insert(num_hit_tokens);
+    }
+
+    /// Running, `num_rows` further.
+    pub(crate) fn advance(&mut self, num_rows: u32) {
+        self.num_computed += num_rows;
+        debug_assert!(self.num_computed <= self.num_known());
+        if self.num_computed >= self.group.num_prompt_tokens {
+            self.group.prompt_computed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Running to waiting: its blocks were given back; its tokens stay.
+    pub(crate) fn preempt(&mut self) {
+        debug_assert!(self.table.blocks().is_empty(), "blocks are given back first");
+        self.num_computed = 0;
+        self.num_preemptions += 1;
+    }
+
+    /// Appends a sampled token; says whether that was the last one.
+    pub(crate) fn append(&mut self, token: TokenId) -> Option<FinishReason> {
+        self.tokens.push(token);
+        let stopping = &self.group.stopping;
+        if stopping.stop_tokens.contains(&token) {
+            return Some(FinishReason::StopToken(token));
+        }
+        (self.num_generated() >= stopping.max_tokens).then_some(FinishReason::Length)
+    }
+}
