@@ -1,8 +1,8 @@
 """Train the demo model from scratch on a CPU, by the clock.
 
 The learning rate follows the elapsed time and reaches zero at `--minutes`, so the run
-ends when it has to, on whatever machine.  The first 82 % of the time trains windows of
-512 tokens, the rest windows of 2048 so that every position of the context is learnt.
+ends when it has to, on whatever machine.  The window grows from 256 tokens (small batches,
+many steps) through 512 to 2048 at the end, so that every position of the context is learnt.
 
 Hidden matrices use Muon (momentum orthogonalised by Newton-Schulz), which needs clearly
 fewer tokens than AdamW; embeddings and norms use AdamW.
@@ -182,8 +182,9 @@ class Muon(torch.optim.Optimizer):
 class Windows:
     """Consecutive windows of a token stream, one epoch after the other, in shuffled order."""
 
-    def __init__(self, path: str, length: int, batch: int, seed: int):
-        self.data = np.memmap(path, dtype=np.uint16, mode="r")
+    def __init__(self, path: str, length: int, batch: int, seed: int, part=(0.0, 1.0)):
+        data = np.memmap(path, dtype=np.uint16, mode="r")
+        self.data = data[int(part[0] * len(data)):int(part[1] * len(data))]
         self.length, self.batch, self.seed, self.pos, self.epoch = length, batch, seed, 0, -1
         self.order = np.zeros(0, dtype=np.int64)
 
@@ -239,6 +240,8 @@ def main() -> None:
     ap.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon")
     ap.add_argument("--adam-lr", type=float, default=0.003, help="peak learning rate of AdamW")
     ap.add_argument("--long", type=float, default=0.18, help="last part of the time, at context 2048")
+    ap.add_argument("--short", type=float, default=0.35,
+                    help="first part of the time, at context 256 and half the tokens per step")
     ap.add_argument("--decay", type=float, default=0.6, help="part of the time in which the rate falls")
     ap.add_argument("--save-every", type=float, default=4, help="minutes between checkpoints")
     ap.add_argument("--compile", action="store_true")
@@ -257,7 +260,9 @@ def main() -> None:
             torch.optim.AdamW(others, lr=a.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     print(f"{sum(p.numel() for p in model.parameters())/1e6:.2f} M parameters", flush=True)
 
-    streams = {512: Windows(os.path.join(a.data, "tokens512.bin"), 512, a.tokens_per_step // 512, 10),
+    short = os.path.join(a.data, "tokens512.bin")
+    streams = {256: Windows(short, 256, a.tokens_per_step // 512, 5, (0.0, 0.25)),
+               512: Windows(short, 512, a.tokens_per_step // 512, 10, (0.25, 1.0)),
                2048: Windows(os.path.join(a.data, "tokens2048.bin"), 2048, a.tokens_per_step // 2048, 20)}
     held_ids, held_bytes = load_heldout(a.data, "python")
     loss_fn = torch.compile(model.loss, dynamic=False) if a.compile else model.loss
@@ -290,7 +295,7 @@ def main() -> None:
 
     while elapsed < total and not (a.max_steps and step >= a.max_steps):
         done = elapsed / total
-        context = 2048 if done > 1 - a.long else 512
+        context = 2048 if done > 1 - a.long else 512 if done > a.short else 256
         factor = min(1.0, (step + 1) / 80, max(0.0, (1 - done) / a.decay))
         for o in opts:
             for g in o.param_groups:
