@@ -10,6 +10,8 @@ use pelton_backend::TokenId;
 pub enum TokenEvent {
     /// The prompt is computed; comes right before the first token.
     Started {
+        /// First planned into a step. Readers that end a sequence themselves never see its [`Timeline`].
+        scheduled_at: Instant,
         /// Prompt tokens found in the prefix cache.
         num_cached_tokens: u32,
         /// For each prompt token the log-probability it had, `None` for the first; only if asked for.

@@ -8,11 +8,15 @@ mod fake;
 mod handle;
 mod kv;
 mod sampling;
+mod scheduler;
 mod sequence;
 mod start;
 mod stats;
 mod stream;
 mod thread;
+
+// Readers of events need its name and nothing else of that crate.
+pub use pelton_backend::TokenId;
 
 pub use event::{FinishReason, SampledToken, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pelton_backend::TokenId;
 
-use crate::kv::BlockTable;
+use crate::event::SampledToken;
+use crate::kv::{BlockTable, KvBlocks};
+use crate::scheduler::{Finished, Outcome, Started};
 use crate::{FinishReason, ReportParams, SamplingParams, StoppingParams};
 
 /// Order of arrival, and the name of a sequence between its stream and the engine.
@@ -65,6 +67,7 @@ pub(crate) struct Sequence {
     /// Prompt tokens found in the prefix cache; known once the sequence was first admitted.
     num_cached_tokens: Option<u32>,
     num_preemptions: u32,
+    is_over: bool,
 }
 
 impl Sequence {
@@ -83,6 +86,7 @@ impl Sequence {
             prompt_logprobs,
             num_cached_tokens: None,
             num_preemptions: 0,
+            is_over: false,
         }
     }
 
@@ -116,8 +120,9 @@ impl Sequence {
         self.num_cached_tokens.unwrap_or(0)
     }
 
-    pub(crate) fn num_preemptions(&self) -> u32 {
-        self.num_preemptions
+    /// Whether its last token was sampled.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Whether it was planned into a step before.
@@ -135,11 +140,6 @@ impl Sequence {
     /// Notes the next prompt token's log-probability.
     pub(crate) fn push_prompt_logprob(&mut self, logprob: f32) {
         self.prompt_logprobs.push(Some(logprob));
-    }
-
-    /// The prompt's log-probabilities, if they were asked for. They are given away once.
-    pub(crate) fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<f32>>> {
-        self.group.report.prompt_logprobs.then(|| std::mem::take(&mut self.prompt_logprobs))
     }
 
     /// Waiting to running: the blocks in `table` hold the first `num_hit_tokens` tokens.
@@ -165,13 +165,39 @@ impl Sequence {
         self.num_preemptions += 1;
     }
 
-    /// Appends a sampled token; says whether that was the last one.
-    pub(crate) fn append(&mut self, token: TokenId) -> Option<FinishReason> {
-        self.tokens.push(token);
-        let stopping = &self.group.stopping;
-        if stopping.stop_tokens.contains(&token) {
-            return Some(FinishReason::StopToken(token));
+    /// Lets others find what is computed.
+    pub(crate) fn publish_to(&mut self, kv: &mut KvBlocks) {
+        kv.publish(&mut self.table, &self.tokens, self.num_computed);
+    }
+
+    /// Appends a sampled token, which may be the last one. Without one the sequence is over.
+    pub(crate) fn take_sample(&mut self, token: Option<SampledToken>) -> Outcome {
+        let mut outcome = Outcome { seat: self.seat, started: None, token, finished: None };
+        let Some(token) = &outcome.token else {
+            self.is_over = true;
+            return outcome;
+        };
+        if self.num_generated() == 0 {
+            let prompt_logprobs = self.group.report.prompt_logprobs.then(|| std::mem::take(&mut self.prompt_logprobs));
+            outcome.started = Some(Started { num_cached_tokens: self.num_cached_tokens(), prompt_logprobs });
         }
-        (self.num_generated() >= stopping.max_tokens).then_some(FinishReason::Length)
+        self.tokens.push(token.id);
+        let stopping = &self.group.stopping;
+        let reason = if stopping.stop_tokens.contains(&token.id) {
+            FinishReason::StopToken(token.id)
+        } else if self.num_generated() >= stopping.max_tokens {
+            FinishReason::Length
+        } else {
+            return outcome;
+        };
+        self.is_over = true;
+        outcome.finished = Some(Finished {
+            reason,
+            num_prompt_tokens: self.group.num_prompt_tokens,
+            num_generated_tokens: self.num_generated(),
+            num_cached_tokens: self.num_cached_tokens(),
+            num_preemptions: self.num_preemptions,
+        });
+        outcome
     }
 }

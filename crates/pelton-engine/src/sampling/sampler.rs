@@ -1,0 +1,279 @@
+//! One step's logits to tokens and log-probabilities.
+//!
+//! NaN counts as impossible. A row in which every token is impossible samples nothing, which ends its sequence alone.
+
+use pelton_backend::TokenId;
+
+use super::draw::{Candidate, draw, uniform};
+use super::processors;
+use crate::event::SampledToken;
+use crate::scheduler::{StepPlan, StepSamples};
+use crate::sequence::Sequence;
+
+/// Scratch memory of sampling, reused from row to row.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    vocab_size: usize,
+    /// `[vocab]` logits of one row, once they have to change.
+    row: Vec<f32>,
+    /// `[vocab]`, zero between rows.
+    counts: Vec<u32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    pub(crate) fn new(vocab_size: usize) -> Self {
+        Self { vocab_size, row: Vec::with_capacity(vocab_size), counts: vec![0; vocab_size], candidates: Vec::new() }
+    }
+
+    /// Samples for each span of `plan` that wants it. `logits`: `[logit_rows, vocab]`; `running` as it was planned.
+    pub(crate) fn sample(&mut self, plan: &StepPlan, running: &[Sequence], logits: &[f32], samples: &mut StepSamples) {
+        samples.tokens.clear();
+        samples.prompt_logprobs.clear();
+        assert_eq!(
+            logits.len(),
+            plan.batch.logit_rows.len() * self.vocab_size,
+            "the model returns the logits asked for"
+        );
+        let mut rows = logits.chunks_exact(self.vocab_size);
+        for span in &plan.spans {
+            let sequence = &running[span.running_index];
+            let foretold = sequence.tokens().iter().skip(span.first_foretold as usize);
+            for (&token, row) in foretold.zip(rows.by_ref().take(span.num_prompt_logits as usize)) {
+                samples.prompt_logprobs.push(log_probability(row, token, log_sum_exp(row)));
+            }
+            if span.samples
+                && let Some(row) = rows.next()
+            {
+                samples.tokens.push(self.sample_row(row, sequence));
+            }
+        }
+    }
+
+    /// Samples the token that follows `sequence`. `logits`: `[vocab]`.
+    fn sample_row(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+        let params = &sequence.group.sampling;
+        let report = sequence.group.report;
+        let is_changed = self.process(logits, sequence);
+        let row = if is_changed { &self.row } else { logits };
+        let id = if params.is_greedy() {
+            likeliest(row)?
+        } else {
+            let uniform = uniform(params.seed, sequence.choice, sequence.num_known());
+            draw(row, params, uniform, &mut self.candidates)?
+        };
+        if !report.logprobs && report.top_n == 0 {
+            return Some(SampledToken { id, logprob: None, top: Vec::new() });
+        }
+        let log_sum = log_sum_exp(logits);
+        let logprob = report.logprobs.then(|| log_probability(logits, id, log_sum));
+        Some(SampledToken { id, logprob, top: top_n(logits, report.top_n.into(), log_sum) })
+    }
+
+    /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
+    fn process(&mut self, logits: &[f32], sequence: &Sequence) -> bool {
+        let params = &sequence.group.sampling;
+        let stopping = &sequence.group.stopping;
+        let repetition = params.repetition_penalty != 1.0;
+        let occurrence = params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
+        let too_short = sequence.num_generated() < stopping.min_tokens && !stopping.stop_tokens.is_empty();
+        if params.logit_bias.is_empty() && !repetition && !occurrence && !too_short {
+            return false;
+        }
+        self.row.clear();
+        self.row.extend_from_slice(logits);
+        processors::add_bias(&mut self.row, &params.logit_bias);
+        if repetition {
+            let tokens = sequence.tokens().iter().copied();
+            processors::penalize_repetition(&mut self.row, tokens, params.repetition_penalty, &mut self.counts);
+        }
+        if occurrence {
+            let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
+            processors::penalize_occurrence(&mut self.row, sequence.generated(), frequency, presence, &mut self.counts);
+        }
+        if too_short {
+            processors::mask(&mut self.row, &stopping.stop_tokens);
+        }
+        true
+    }
+}
+
+/// The token with the greatest logit, of equals the lowest; `None` when all are impossible.
+fn likeliest(row: &[f32]) -> Option<TokenId> {
+    // Whole pieces have their maximum in vector registers; only the best piece is looked through one by one.
+    const PIECE: usize = 256;
+    let (mut best, mut best_piece) = (f32::NEG_INFINITY, 0);
+    for (index, piece) in row.chunks(PIECE).enumerate() {
+        let greatest = greatest(piece);
+        if greatest > best {
+            (best, best_piece) = (greatest, index);
+        }
+    }
+    let first = best_piece * PIECE;
+    let within = row[first..].iter().position(|&logit| logit == best && logit > f32::NEG_INFINITY)?;
+    Some(TokenId((first + within) as u32))
+}
+
+/// The greatest of `piece`, NaN left out; negative infinity when there is none.
+fn greatest(piece: &[f32]) -> f32 {
+    let max = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = piece.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = max(*lane, logit);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |greatest, &logit| max(greatest, logit))
+}
+
+/// `ln(sum(exp(row)))`, NaN left out and infinity taken as the greatest finite number. Negative infinity when nothing is possible.
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let greatest = greatest(row).min(f32::MAX);
+    if greatest == f32::NEG_INFINITY {
+        return f64::NEG_INFINITY;
+    }
+    let possible = row.iter().filter(|logit| !logit.is_nan());
+    let sum: f64 = possible.map(|&logit| f64::from((logit.min(f32::MAX) - greatest).exp())).sum();
+    f64::from(greatest) + sum.ln()
+}
+
+/// Log-probability of `token`; negative infinity for what is impossible.
+fn log_probability(row: &[f32], token: TokenId, log_sum: f64) -> f32 {
+    let logit = row[token.0 as usize];
+    if logit > f32::NEG_INFINITY { (f64::from(logit.min(f32::MAX)) - log_sum) as f32 } else { f32::NEG_INFINITY }
+}
+
+/// The `n` likeliest tokens, best first, of equals the lowest first. Fewer when fewer are possible.
+fn top_n(row: &[f32], n: usize, log_sum: f64) -> Vec<(TokenId, f32)> {
+    let mut top: Vec<(f32, u32)> = Vec::with_capacity(n.min(row.len()));
+    for (token, &logit) in row.iter().enumerate() {
+        let least = if top.len() < n { f32::NEG_INFINITY } else { top.last().map_or(f32::INFINITY, |last| last.0) };
+        if logit > least {
+            top.truncate(n - 1);
+            let at = top.partition_point(|&(other, _)| other >= logit);
+            top.insert(at, (logit, token as u32));
+        }
+    }
+    top.into_iter().map(|(_, token)| (TokenId(token), log_probability(row, TokenId(token), log_sum))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sequence::{Group, SequenceId};
+    use crate::{ReportParams, SamplingParams, StoppingParams};
+
+    fn sequence(sampling: SamplingParams, stopping: StoppingParams, report: ReportParams, choice: u32) -> Sequence {
+        let group = Arc::new(Group::new(SequenceId(0), 2, sampling, stopping, report));
+        Sequence::new(SequenceId(choice.into()), choice, group, vec![TokenId(0), TokenId(3)])
+    }
+
+    fn sample(logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+        Sampler::new(logits.len()).sample_row(logits, sequence)
+    }
+
+    fn plain(sampling: SamplingParams) -> Sequence {
+        sequence(sampling, StoppingParams::default(), ReportParams::default(), 0)
+    }
+
+    #[test]
+    fn greedy_takes_the_likeliest_and_of_equals_the_lowest() {
+        let greedy = plain(SamplingParams::default());
+        assert_eq!(sample(&[1.0, 7.0, 7.0, -2.0], &greedy).unwrap().id, TokenId(1));
+        assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, -9.0, f32::NAN], &greedy).unwrap().id, TokenId(2));
+        assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN, f32::NAN], &greedy), None);
+        assert_eq!(sample(&[0.0, 0.0, f32::INFINITY, 1.0], &greedy).unwrap().id, TokenId(2));
+    }
+
+    #[test]
+    fn bias_comes_before_penalties() {
+        // Token 3 is in the prompt: (1 + 4) / 4 < 2, while 1 / 4 + 4 would win.
+        let sampling = SamplingParams {
+            logit_bias: vec![(TokenId(3), 4.0)],
+            repetition_penalty: 4.0,
+            ..SamplingParams::default()
+        };
+        assert_eq!(sample(&[0.0, 0.0, 2.0, 1.0], &plain(sampling)).unwrap().id, TokenId(2));
+    }
+
+    #[test]
+    fn occurrence_penalties_look_at_the_answer_alone() {
+        let sampling = SamplingParams { presence_penalty: 2.0, frequency_penalty: 2.0, ..SamplingParams::default() };
+        assert_eq!(sample(&[0.0, 0.0, 0.0, 1.0], &plain(sampling)).unwrap().id, TokenId(3));
+    }
+
+    #[test]
+    fn stop_tokens_are_masked_until_min_tokens() {
+        let stopping = |min_tokens| StoppingParams { max_tokens: 9, min_tokens, stop_tokens: vec![TokenId(1)] };
+        let logits = [0.0, 5.0, 4.0, 0.0];
+        for (min_tokens, expected) in [(0, 1), (1, 2)] {
+            let sequence = sequence(SamplingParams::default(), stopping(min_tokens), ReportParams::default(), 0);
+            assert_eq!(sample(&logits, &sequence).unwrap().id, TokenId(expected));
+        }
+    }
+
+    #[test]
+    fn choices_draw_differently_and_the_first_as_if_alone() {
+        let sampling = SamplingParams { temperature: 1.0, seed: 11, ..SamplingParams::default() };
+        let logits = vec![0.0; 1000];
+        let drawn: Vec<u32> = (0..4)
+            .map(|choice| {
+                let sequence = sequence(sampling.clone(), StoppingParams::default(), ReportParams::default(), choice);
+                sample(&logits, &sequence).unwrap().id.0
+            })
+            .collect();
+        assert_eq!(drawn[0], (uniform(11, 0, 2) * 1000.0) as u32);
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{drawn:?}");
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_raw_logits() {
+        let sampling = SamplingParams { logit_bias: vec![(TokenId(0), 100.0)], ..SamplingParams::default() };
+        let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: false };
+        let sequence = sequence(sampling, StoppingParams::default(), report, 0);
+        let logits: Vec<f32> =
+            [0.125f32, 0.5, 0.25, 0.125].iter().map(|probability| probability.ln() + 900.0).collect();
+        let sampled = sample(&logits, &sequence).unwrap();
+        assert_eq!(sampled.id, TokenId(0));
+        let near = |a: f32, b: f32| (a - b.ln()).abs() < 1e-4;
+        assert!(near(sampled.logprob.unwrap(), 0.125));
+        let [(TokenId(1), a), (TokenId(2), b), (TokenId(0), c)] = sampled.top[..] else { panic!("{:?}", sampled.top) };
+        assert!(near(a, 0.5) && near(b, 0.25) && near(c, 0.125));
+    }
+
+    #[test]
+    fn hostile_rows_have_log_probabilities_too() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        assert_eq!(log_probability(&[inf, nan, 0.0], TokenId(0), log_sum_exp(&[inf, nan, 0.0])), 0.0);
+        assert_eq!(log_probability(&[inf, nan, 0.0], TokenId(1), log_sum_exp(&[inf, nan, 0.0])), -inf);
+        assert_eq!(top_n(&[nan, -inf, 1.0], 3, log_sum_exp(&[nan, -inf, 1.0])), [(TokenId(2), 0.0)]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+
+        #[test]
+        fn top_n_and_likeliest_are_the_beginning_of_the_sorted_row(
+            row in prop::collection::vec(prop_oneof![8 => (-4i8..4).prop_map(f32::from), 1 => Just(f32::NAN)], 1..600),
+            n in 0usize..40,
+        ) {
+            let mut order: Vec<u32> = (0..row.len() as u32).filter(|&token| !row[token as usize].is_nan()).collect();
+            order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+            prop_assert_eq!(likeliest(&row), order.first().copied().map(TokenId));
+            let log_sum = log_sum_exp(&row);
+            order.truncate(n);
+            let top = top_n(&row, n, log_sum);
+            prop_assert_eq!(top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), order);
+            let exact: f64 = row.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
+            if exact > 0.0 {
+                prop_assert!((log_sum - exact.ln()).abs() < 1e-5);
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Schedules against what each sequence would say alone.
