@@ -1,0 +1,200 @@
+//! Instruction sets: what this CPU has, proof values, and the crossing into code compiled for one of them.
+
+use std::fmt;
+
+use crate::lanes::Lanes;
+
+/// Which instruction set to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IsaChoice {
+    /// The best this CPU has.
+    #[default]
+    Auto,
+    /// Plain code; the definition of every kernel.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ (with the AVX2 set).
+    Avx512,
+    /// AVX-512 with BF16: bfloat16 weights meet rows rounded to bfloat16.
+    Avx512Bf16,
+}
+
+impl IsaChoice {
+    /// Every set that can be named, from plain to best.
+    pub const NAMED: [IsaChoice; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// CPU flags that the choice needs and this CPU lacks, as `/proc/cpuinfo` spells them.
+    pub fn missing(self) -> Vec<&'static str> {
+        let avx2: &[Feature] = &[
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+        ];
+        let avx512: &[Feature] = &[
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bw", is_x86_feature_detected!("avx512bw")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("avx512dq", is_x86_feature_detected!("avx512dq")),
+        ];
+        let bf16: &[Feature] = &[("avx512_bf16", is_x86_feature_detected!("avx512bf16"))];
+        let needed: &[&[Feature]] = match self {
+            Self::Auto | Self::Scalar => &[],
+            Self::Avx2 => &[avx2],
+            Self::Avx512 => &[avx2, avx512],
+            Self::Avx512Bf16 => &[avx2, avx512, bf16],
+        };
+        needed.iter().copied().flatten().filter(|(_, present)| !present).map(|&(name, _)| name).collect()
+    }
+}
+
+impl fmt::Display for IsaChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for IsaChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        std::iter::once(Self::Auto)
+            .chain(Self::NAMED)
+            .find(|choice| choice.to_string() == name)
+            .ok_or_else(|| format!("unknown instruction set {name:?}: auto, scalar, avx2, avx512 or avx512bf16"))
+    }
+}
+
+type Feature = (&'static str, bool);
+
+/// Plain code; needs no proof.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scalar;
+
+/// Proof that AVX2, FMA and F16C may be used; only [`Isa::detect`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Proof that AVX-512 F, BW, VL and DQ may be used; only [`Isa::detect`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Proof that AVX-512 BF16 may be used beside [`Avx512`]; only [`Isa::detect`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512Bf16(Avx512);
+
+/// The instruction set chosen at start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Isa {
+    Scalar(Scalar),
+    Avx2(Avx2),
+    Avx512(Avx512),
+    Avx512Bf16(Avx512Bf16),
+}
+
+impl Isa {
+    /// The wanted set, or the flags this CPU lacks for it. `Auto` always succeeds.
+    pub(crate) fn detect(choice: IsaChoice) -> Result<Self, Vec<&'static str>> {
+        if choice == IsaChoice::Auto {
+            let best = IsaChoice::NAMED.into_iter().rev().find(|named| named.missing().is_empty());
+            return Self::detect(best.unwrap_or(IsaChoice::Scalar));
+        }
+        let missing = choice.missing();
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        Ok(match choice {
+            IsaChoice::Auto | IsaChoice::Scalar => Self::Scalar(Scalar),
+            IsaChoice::Avx2 => Self::Avx2(Avx2(())),
+            IsaChoice::Avx512 => Self::Avx512(Avx512(())),
+            IsaChoice::Avx512Bf16 => Self::Avx512Bf16(Avx512Bf16(Avx512(()))),
+        })
+    }
+
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Scalar(_) => "scalar",
+            Self::Avx2(_) => "AVX2",
+            Self::Avx512(_) => "AVX-512",
+            Self::Avx512Bf16(_) => "AVX-512 BF16",
+        }
+    }
+
+    /// Runs `kernel` in code compiled for this instruction set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+        match self {
+            Self::Scalar(isa) => kernel.run(isa),
+            // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
+            Self::Avx2(isa) => unsafe { run_avx2(isa, kernel) },
+            // SAFETY: as above.
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => unsafe { run_avx512(isa, kernel) },
+        }
+    }
+}
+
+/// A kernel over [`Lanes`], with its arguments.
+pub(crate) trait Kernel {
+    /// The arithmetic. Must be `#[inline(always)]`, as everything it calls on `isa`, so that it is compiled with the
+    /// instruction set of the function it lands in.
+    fn run<L: Lanes>(self, isa: L);
+}
+
+/// A kernel that needs AVX-512 BF16 itself.
+pub(crate) trait Bf16Kernel {
+    /// The arithmetic; `#[inline(always)]` as in [`Kernel::run`].
+    fn run(self, isa: Avx512Bf16);
+}
+
+impl Avx512Bf16 {
+    /// Runs `kernel` in code compiled for AVX-512 BF16.
+    pub(crate) fn run<K: Bf16Kernel>(self, kernel: K) {
+        // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
+        unsafe { run_avx512bf16(self, kernel) }
+    }
+
+    /// What it implies.
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(isa: Avx2, kernel: K) {
+    kernel.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+fn run_avx512<K: Kernel>(isa: Avx512, kernel: K) {
+    kernel.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn run_avx512bf16<K: Bf16Kernel>(isa: Avx512Bf16, kernel: K) {
+    kernel.run(isa);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_the_best_named_set_that_lacks_nothing() {
+        let best = IsaChoice::NAMED.into_iter().rfind(|choice| choice.missing().is_empty()).unwrap();
+        assert_eq!(Isa::detect(IsaChoice::Auto).unwrap().name(), Isa::detect(best).unwrap().name());
+    }
+
+    #[test]
+    fn names_parse_back() {
+        for choice in IsaChoice::NAMED {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert!("sse9".parse::<IsaChoice>().unwrap_err().contains("sse9"));
+    }
+}

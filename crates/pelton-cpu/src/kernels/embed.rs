@@ -1,0 +1,35 @@
+//! Rows of a packed table by token id.
+
+use half::{bf16, f16};
+use pelton_backend::TokenId;
+
+use super::linear::{Element, PANEL, PackedLinear, Panels, panel_len};
+use crate::plan::rows_per_piece;
+use crate::pool::Pool;
+
+/// `out[r] = table[token_ids[r]]`. A row lies spread over its panel, so this reads a cache line for each number; that is
+/// little beside what a step computes with them, and a tied head needs no second copy.
+pub(crate) fn embed(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, out: &mut [f32]) {
+    match &table.panels {
+        Panels::F32(panels) => gather::<f32>(pool, token_ids, table, panels.as_slice(), out),
+        Panels::F16(panels) => gather::<f16>(pool, token_ids, table, panels.as_slice(), out),
+        Panels::Bf16(panels) => gather::<bf16>(pool, token_ids, table, panels.as_slice(), out),
+    }
+}
+
+fn gather<T: Element>(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &[T], out: &mut [f32]) {
+    let cols = table.in_features;
+    assert_eq!(out.len(), token_ids.len() * cols, "embedded rows have {cols} columns");
+    // A gathered number costs about as much as eight that are read in order.
+    let rows = rows_per_piece(8 * cols);
+    pool.run_pieces(out, rows * cols, |_, index, out| {
+        for (out, &TokenId(id)) in out.chunks_exact_mut(cols).zip(&token_ids[index * rows..]) {
+            let id = id as usize;
+            assert!(id < table.out_features, "token {id} is not in a table of {}", table.out_features);
+            let panel = &panels[id / PANEL * panel_len(cols)..][..panel_len(cols)];
+            for (k, value) in out.iter_mut().enumerate() {
+                *value = panel[T::offset(k, id % PANEL)].widen();
+            }
+        }
+    });
+}

@@ -1,0 +1,209 @@
+//! Canonical matrices into panels, in the order in which kernels read them.
+//!
+//! A panel holds [`PANEL`] output features (the last panel is filled up with zeros) over all input features, `k` outermost:
+//!
+//! ```text
+//! f32, f16:  [panel][k][64]
+//! bf16:      [panel][k / 2][64][2]     pairs of input features lie together
+//! ```
+//!
+//! `k` is rounded up to even. A pair of bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the
+//! BF16 instructions want exactly such pairs.
+
+use half::{bf16, f16};
+use pelton_backend::{BackendError, DType, DenseWeight};
+
+use crate::buffer::{Buffer, Plain};
+use crate::pool::Pool;
+
+/// Output features of a panel.
+pub(crate) const PANEL: usize = 64;
+
+/// Input features that are read and turned around at a time.
+const STRIP: usize = 64;
+
+/// A packed `[out_features, in_features]` matrix.
+pub struct PackedLinear {
+    pub(crate) out_features: usize,
+    pub(crate) in_features: usize,
+    pub(crate) panels: Panels,
+}
+
+/// The panels, by precision.
+pub(crate) enum Panels {
+    F32(Buffer<f32>),
+    F16(Buffer<f16>),
+    Bf16(Buffer<bf16>),
+}
+
+/// An element type of panels.
+pub(crate) trait Element: Plain {
+    /// Rounds to nearest even.
+    fn round(x: f32) -> Self;
+    fn widen(self) -> f32;
+    /// Where `(k, column)` lies in its panel.
+    fn offset(k: usize, column: usize) -> usize;
+}
+
+impl Element for f32 {
+    fn round(x: f32) -> f32 {
+        x
+    }
+
+    fn widen(self) -> f32 {
+        self
+    }
+
+    fn offset(k: usize, column: usize) -> usize {
+        k * PANEL + column
+    }
+}
+
+impl Element for f16 {
+    fn round(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn offset(k: usize, column: usize) -> usize {
+        k * PANEL + column
+    }
+}
+
+impl Element for bf16 {
+    fn round(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    fn offset(k: usize, column: usize) -> usize {
+        (k / 2 * PANEL + column) * 2 + k % 2
+    }
+}
+
+impl PackedLinear {
+    /// Packs `parts`, joined by output rows. All parts must agree in `in_features` and `stored_as`.
+    pub(crate) fn new(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Self, BackendError> {
+        let Some(first) = parts.first() else {
+            return Err(BackendError::Unsupported("a linear weight without parts".into()));
+        };
+        let (in_features, stored_as) = (first.in_features(), first.stored_as());
+        for part in parts {
+            if part.in_features() != in_features {
+                return Err(BackendError::Shape {
+                    what: "a part of a joined linear weight",
+                    expected: format!("[out, {in_features}]"),
+                    found: part.tensor().shape().to_vec(),
+                });
+            }
+            if part.stored_as() != stored_as {
+                return Err(BackendError::Unsupported(format!(
+                    "a linear weight joined of {stored_as} and {} parts",
+                    part.stored_as()
+                )));
+            }
+        }
+        let out_features = parts.iter().map(DenseWeight::out_features).sum();
+        let panels = match stored_as {
+            DType::F32 => Panels::F32(pack(pool, parts)?),
+            DType::F16 => Panels::F16(pack(pool, parts)?),
+            DType::BF16 => Panels::Bf16(pack(pool, parts)?),
+        };
+        Ok(Self { out_features, in_features, panels })
+    }
+}
+
+/// Elements of one panel.
+pub(crate) fn panel_len(in_features: usize) -> usize {
+    in_features.next_multiple_of(2) * PANEL
+}
+
+fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>, BackendError> {
+    let in_features = parts[0].in_features();
+    let out_features: usize = parts.iter().map(DenseWeight::out_features).sum();
+    let panel_len = panel_len(in_features);
+    let num_panels = out_features.div_ceil(PANEL);
+    let mut packed = Buffer::new("a linear weight", num_panels.saturating_mul(panel_len))?;
+    pool.run_pieces(packed.as_mut_slice(), panel_len, |_, panel, out| {
+        let mut strip = [[0.0f32; STRIP]; PANEL];
+        for first_k in (0..in_features).step_by(STRIP) {
+            let width = STRIP.min(in_features - first_k);
+            let columns = PANEL.min(out_features - panel * PANEL);
+            for (column, values) in strip.iter_mut().enumerate().take(columns) {
+                let (part, row) = part_of(parts, panel * PANEL + column);
+                part.tensor().read_f32(row * in_features + first_k, &mut values[..width]);
+            }
+            for k in 0..width {
+                for (column, values) in strip.iter().enumerate().take(columns) {
+                    out[T::offset(first_k + k, column)] = T::round(values[k]);
+                }
+            }
+        }
+    });
+    Ok(packed)
+}
+
+/// The part that holds output row `row` of the joined matrix, and which of its rows that is.
+fn part_of<'p, 'a>(parts: &'p [DenseWeight<'a>], mut row: usize) -> (&'p DenseWeight<'a>, usize) {
+    for part in parts {
+        if row < part.out_features() {
+            return (part, row);
+        }
+        row -= part.out_features();
+    }
+    unreachable!("row is within the joined matrix")
+}
+
+#[cfg(test)]
+mod tests {
+    use pelton_backend::HostTensor;
+
+    use super::*;
+
+    #[test]
+    fn joined_parts_come_back_element_by_element() {
+        for (rows, in_features) in [([1, 2], 1), ([63, 1], 64), ([64, 65], 65), ([100, 29], 130)] {
+            for stored_as in [DType::F32, DType::F16, DType::BF16] {
+                let pool = Pool::new(2, &[]).unwrap();
+                // Small whole numbers are exact in every precision.
+                let value = |row: usize, k: usize| ((row * 31 + k * 7) % 251) as f32 - 125.0;
+                let part = |first: usize, rows: usize| {
+                    let values: Vec<f32> =
+                        (0..rows * in_features).map(|i| value(first + i / in_features, i % in_features)).collect();
+                    DenseWeight::new(HostTensor::from_f32(vec![rows, in_features], &values), stored_as).unwrap()
+                };
+                let packed = PackedLinear::new(&pool, &[part(0, rows[0]), part(rows[0], rows[1])]).unwrap();
+                for row in 0..rows[0] + rows[1] {
+                    for k in 0..in_features {
+                        let at = row / PANEL * panel_len(in_features);
+                        let found = match &packed.panels {
+                            Panels::F32(panels) => panels.as_slice()[at + f32::offset(k, row % PANEL)],
+                            Panels::F16(panels) => panels.as_slice()[at + f16::offset(k, row % PANEL)].widen(),
+                            Panels::Bf16(panels) => panels.as_slice()[at + bf16::offset(k, row % PANEL)].widen(),
+                        };
+                        assert_eq!(found, value(row, k), "row {row}, k {k}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_together_are_refused() {
+        let pool = Pool::new(1, &[]).unwrap();
+        let part = |k: usize, stored_as| {
+            DenseWeight::new(HostTensor::from_f32(vec![2, k], &vec![0.0; 2 * k]), stored_as).unwrap()
+        };
+        let Err(error) = PackedLinear::new(&pool, &[part(3, DType::F32), part(4, DType::F32)]) else { panic!() };
+        assert!(error.to_string().contains("expected [out, 3]"), "{error}");
+        let Err(error) = PackedLinear::new(&pool, &[part(3, DType::F32), part(3, DType::F16)]) else { panic!() };
+        assert!(error.to_string().contains("float32 and float16"), "{error}");
+        assert!(PackedLinear::new(&pool, &[]).is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! The register tile: a few rows times a few vectors of output features, summed over `k` one after the other.
+
+use half::{bf16, f16};
+
+use super::pack::{Element, PANEL};
+use crate::lanes::{LANES, Lanes};
+
+/// Where a tile reads and writes.
+#[derive(Clone, Copy)]
+pub(super) struct TileArgs<T> {
+    /// First row's first input feature of this stretch of `k`.
+    pub x: *const f32,
+    pub x_stride: usize,
+    /// The panel at this stretch of `k`, at the tile's first column.
+    pub weights: *const T,
+    /// Input features of this stretch.
+    pub k: usize,
+    /// What the sums begin with: bias (stride 0), zeros (stride 0) or the sums so far.
+    pub start: *const f32,
+    pub start_stride: usize,
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// Columns that exist, at most those of the tile; the others are computed on zeros and not written.
+    pub columns: usize,
+}
+
+/// How an element type's panel is read two input features at a time.
+pub(super) trait PanelElement: Element {
+    /// Weights of 16 columns for input features `2 * pair` and `2 * pair + 1`.
+    ///
+    /// # Safety
+    /// `p` points to a panel (at a column that is a multiple of 16 and at an even input feature) with at least `pair + 1` pairs.
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, pair: usize) -> (L::V, L::V);
+}
+
+impl PanelElement for f32 {
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, pair: usize) -> (L::V, L::V) {
+        // SAFETY: both features are in the panel, by the caller's promise.
+        unsafe { (isa.load(p.add(2 * pair * PANEL)), isa.load(p.add((2 * pair + 1) * PANEL))) }
+    }
+}
+
+impl PanelElement for f16 {
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f16, pair: usize) -> (L::V, L::V) {
+        // SAFETY: both features are in the panel, by the caller's promise.
+        unsafe { (isa.load_f16(p.add(2 * pair * PANEL)), isa.load_f16(p.add((2 * pair + 1) * PANEL))) }
+    }
+}
+
+impl PanelElement for bf16 {
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const bf16, pair: usize) -> (L::V, L::V) {
+        // SAFETY: the pair is in the panel, by the caller's promise.
+        unsafe { isa.load_bf16_pairs(p.add(2 * pair * PANEL)) }
+    }
+}
+
+/// `out[r][c] = start[r][c] + sum over k of x[r][k] * weights[k][c]` for `R` rows and `16 * C` columns, each sum in the order of `k`,
+/// each product fused with its addition.
+///
+/// # Safety
+/// `args` describes `R` readable rows of `k` elements in `x`; `k` (rounded up to even) input features of the panel; `R` rows of
+/// `columns` elements in `start` (readable) and `out` (writable, written by nobody else). Zero rows of `start_stride` may coincide.
+#[inline(always)]
+pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
+    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns } = args;
+    let mut sums = [[isa.splat(0.0); C]; R];
+    let whole = columns == C * LANES;
+    for r in 0..R {
+        for c in 0..C {
+            let left = columns.saturating_sub(c * LANES).min(LANES);
+            // SAFETY: `left` elements exist at this place, 16 when the tile is whole.
+            sums[r][c] = unsafe {
+                let p = start.wrapping_add(r * start_stride + c * LANES);
+                if whole { isa.load(p) } else { isa.load_first(p, left) }
+            };
+        }
+    }
+    for pair in 0..k / 2 {
+        let mut even = [isa.splat(0.0); C];
+        let mut odd = [isa.splat(0.0); C];
+        for c in 0..C {
+            // SAFETY: `pair` is within this stretch of the panel.
+            (even[c], odd[c]) = unsafe { T::load_pair(isa, weights.add(c * T::offset(0, LANES)), pair) };
+        }
+        for r in 0..R {
+            // SAFETY: row `r` has `k` elements and `2 * pair < k`.
+            let value = isa.splat(unsafe { *x.add(r * x_stride + 2 * pair) });
+            for c in 0..C {
+                sums[r][c] = isa.fma(value, even[c], sums[r][c]);
+            }
+        }
+        for r in 0..R {
+            // SAFETY: row `r` has `k` elements and `2 * pair + 1 < k`.
+            let value = isa.splat(unsafe { *x.add(r * x_stride + 2 * pair + 1) });
+            for c in 0..C {
+                sums[r][c] = isa.fma(value, odd[c], sums[r][c]);
+            }
+        }
+    }
+    if k % 2 == 1 {
+        for c in 0..C {
+            // SAFETY: the panel is filled up to an even number of features.
+            let (even, _) = unsafe { T::load_pair(isa, weights.add(c * T::offset(0, LANES)), k / 2) };
+            for r in 0..R {
+                // SAFETY: row `r` has `k` elements.
+                let value = isa.splat(unsafe { *x.add(r * x_stride + k - 1) });
+                sums[r][c] = isa.fma(value, even, sums[r][c]);
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            let left = columns.saturating_sub(c * LANES).min(LANES);
+            let p = out.wrapping_add(r * out_stride + c * LANES);
+            // SAFETY: `left` elements exist at this place, 16 when the tile is whole.
+            unsafe { if whole { isa.store(p, sums[r][c]) } else { isa.store_first(p, left, sums[r][c]) } }
+        }
+    }
+}
+
+/// Turns `k` input features (rounded up to even) of a panel into f32, `[k][64]`.
+///
+/// # Safety
+/// The panel has these features from `weights` on, and `out` is as long.
+#[inline(always)]
+pub(super) unsafe fn widen<L: Lanes, T: PanelElement>(isa: L, weights: *const T, k: usize, out: &mut [f32]) {
+    assert!(out.len() >= k.next_multiple_of(2) * PANEL);
+    for pair in 0..k.div_ceil(2) {
+        for c in 0..PANEL / LANES {
+            // SAFETY: the pair is in the panel (caller) and in `out` (asserted).
+            unsafe {
+                let (even, odd) = T::load_pair(isa, weights.add(T::offset(0, c * LANES)), pair);
+                isa.store(out.as_mut_ptr().add(2 * pair * PANEL + c * LANES), even);
+                isa.store(out.as_mut_ptr().add((2 * pair + 1) * PANEL + c * LANES), odd);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Lanes in two AVX2 registers.
+//!
+//! Every method here rests on one argument: `self` is the proof that the CPU has the features of the intrinsics used.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::Lanes;
+use crate::isa::Avx2;
+
+/// Lanes 0 to 7 and 8 to 15.
+#[derive(Clone, Copy)]
+pub(crate) struct Two(__m256, __m256);
+
+impl Lanes for Avx2 {
+    type V = Two;
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Two {
+        // SAFETY: `self` proves AVX2.
+        let v = unsafe { _mm256_set1_ps(x) };
+        Two(v, v)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Two {
+        // SAFETY: `self` proves AVX2; the caller promises 16 elements.
+        unsafe { Two(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(self, p: *const f32, n: usize) -> Two {
+        let (low, high) = first(self, n);
+        // SAFETY: `self` proves AVX2; masked lanes are not read, the caller promises the others.
+        unsafe { Two(_mm256_maskload_ps(p, low), _mm256_maskload_ps(p.wrapping_add(8), high)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> Two {
+        // SAFETY: `self` proves AVX2 and F16C; the caller promises 16 elements.
+        unsafe { Two(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> Two {
+        // SAFETY: `self` proves AVX2; the caller promises 16 elements.
+        let (low, high) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            Two(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high))),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Two, Two) {
+        // SAFETY: `self` proves AVX2; the caller promises 32 elements.
+        let (low, high) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())) };
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let even = Two(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            );
+            let odd = Two(
+                _mm256_castsi256_ps(_mm256_and_si256(low, upper)),
+                _mm256_castsi256_ps(_mm256_and_si256(high, upper)),
+            );
+            (even, odd)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Two) {
+        // SAFETY: `self` proves AVX2; the caller promises 16 elements.
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize, v: Two) {
+        let (low, high) = first(self, n);
+        // SAFETY: `self` proves AVX2; masked lanes are not written, the caller promises the others.
+        unsafe {
+            _mm256_maskstore_ps(p, low, v.0);
+            _mm256_maskstore_ps(p.wrapping_add(8), high, v.1);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Two, b: Two, c: Two) -> Two {
+        // SAFETY: `self` proves FMA.
+        unsafe { Two(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: Two, b: Two, yes: Two, no: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            Two(
+                _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)),
+                _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn keep_first(self, n: usize, v: Two, fill: Two) -> Two {
+        let (low, high) = first(self, n);
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            Two(
+                _mm256_blendv_ps(fill.0, v.0, _mm256_castsi256_ps(low)),
+                _mm256_blendv_ps(fill.1, v.1, _mm256_castsi256_ps(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Two) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_cvttps_epi32(n.0), bias);
+            let high = _mm256_add_epi32(_mm256_cvttps_epi32(n.1), bias);
+            Two(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)))
+        }
+    }
+}
+
+/// Masks of the first `n` lanes: all bits set where the lane counts.
+#[inline(always)]
+fn first(_proof: Avx2, n: usize) -> (__m256i, __m256i) {
+    let n = n.min(16) as i32;
+    // SAFETY: the proof stands for AVX2.
+    unsafe {
+        let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        (_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane), _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane))
+    }
+}

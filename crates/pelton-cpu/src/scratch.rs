@@ -1,0 +1,50 @@
+//! Working memory of kernels: one piece per worker and one for all, grown at first use and then kept.
+
+use std::sync::{Mutex, MutexGuard};
+
+use crate::pool::lock;
+
+/// Working memory by worker. Locks are never contended: a worker index belongs to one thread at a time.
+pub(crate) struct Scratches {
+    workers: Vec<Mutex<Scratch>>,
+    shared: Mutex<Scratch>,
+}
+
+/// One piece. Contents are leftovers of earlier use.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    floats: Vec<f32>,
+    pairs: Vec<u32>,
+}
+
+impl Scratches {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { workers: (0..threads).map(|_| Mutex::default()).collect(), shared: Mutex::default() }
+    }
+
+    /// That of `worker`, inside a region.
+    pub(crate) fn of(&self, worker: usize) -> MutexGuard<'_, Scratch> {
+        lock(&self.workers[worker])
+    }
+
+    /// That of an operation as a whole; held by the caller around its regions.
+    pub(crate) fn shared(&self) -> MutexGuard<'_, Scratch> {
+        lock(&self.shared)
+    }
+}
+
+impl Scratch {
+    pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
+        if self.floats.len() < len {
+            self.floats.resize(len, 0.0);
+        }
+        &mut self.floats[..len]
+    }
+
+    pub(crate) fn pairs(&mut self, len: usize) -> &mut [u32] {
+        if self.pairs.len() < len {
+            self.pairs.resize(len, 0);
+        }
+        &mut self.pairs[..len]
+    }
+}
