@@ -51,7 +51,7 @@ impl Sampler {
     }
 
     /// Samples the token that follows `sequence`. `logits`: `[vocab]`.
-    fn sample_row(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+    pub(crate) fn sample_row(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
         let params = &sequence.group.sampling;
         let report = sequence.group.report;
         let is_changed = self.process(logits, sequence);

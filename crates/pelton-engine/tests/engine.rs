@@ -1,0 +1,534 @@
+//! The engine as its neighbours see it: requests in, events out.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use pelton_backend::{StepBatch, TokenId};
+use pelton_engine::{
+    EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, ReportParams, SampledToken, SamplingParams,
+    SequenceRequest, ShutdownOutcome, StartError, StoppingParams, SubmitError, Timeline, TokenEvent, TokenStream,
+    start,
+};
+use pelton_model::{Model, ModelError, ModelSpec};
+
+const CONFIG: EngineConfig = EngineConfig { max_step_tokens: 64, max_sequences: 8, max_queued: 8, prefix_cache: true };
+
+fn fake() -> FakeConfig {
+    FakeConfig { vocab_size: 16, script: (0..16).map(TokenId).collect(), num_blocks: 64, ..FakeConfig::default() }
+}
+
+fn engine(config: EngineConfig, fake: FakeConfig) -> EngineHandle {
+    start(Box::new(FakeModel::new(fake)), config).unwrap()
+}
+
+/// `num_prompt_tokens` of token 1, greedy.
+fn request(num_prompt_tokens: usize, max_tokens: u32) -> SequenceRequest {
+    SequenceRequest {
+        prompt: vec![TokenId(1); num_prompt_tokens],
+        sampling: SamplingParams::default(),
+        stopping: StoppingParams { max_tokens, ..StoppingParams::default() },
+        report: ReportParams::default(),
+        num_choices: 1,
+    }
+}
+
+fn submit_one(engine: &EngineHandle, request: SequenceRequest) -> TokenStream {
+    let mut streams = engine.submit(request).unwrap();
+    assert_eq!(streams.len(), 1);
+    streams.remove(0)
+}
+
+/// A far deadline, for shutdowns that are to drain.
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+struct Answer {
+    num_cached_tokens: u32,
+    prompt_logprobs: Option<Vec<Option<f32>>>,
+    tokens: Vec<SampledToken>,
+    reason: FinishReason,
+    timeline: Timeline,
+}
+
+impl Answer {
+    fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id.0).collect()
+    }
+}
+
+/// Reads a stream to its end and checks the order of events.
+fn read(mut stream: TokenStream) -> Answer {
+    let Some(TokenEvent::Started { num_cached_tokens, prompt_logprobs, .. }) = stream.blocking_next() else {
+        panic!("a stream begins with Started");
+    };
+    let mut tokens = Vec::new();
+    loop {
+        match stream.blocking_next() {
+            Some(TokenEvent::Token(token)) => tokens.push(token),
+            Some(TokenEvent::Finished { reason, timeline }) => {
+                assert_eq!(stream.blocking_next(), None, "nothing comes after Finished");
+                return Answer { num_cached_tokens, prompt_logprobs, tokens, reason, timeline };
+            }
+            other => panic!("{other:?} after {} tokens", tokens.len()),
+        }
+    }
+}
+
+/// A model whose steps wait for the test: it says that a step began and waits until it may end.
+struct Gated {
+    model: FakeModel,
+    began: Sender<usize>,
+    go_on: Receiver<()>,
+}
+
+/// The test's side of [`Gated`].
+struct Gate {
+    began: Receiver<usize>,
+    go_on: Sender<()>,
+}
+
+impl Gate {
+    /// Waits until a step began; returns its rows.
+    fn wait(&self) -> usize {
+        self.began.recv_timeout(Duration::from_secs(30)).expect("a step begins")
+    }
+
+    /// Lets it end.
+    fn open(&self) {
+        self.go_on.send(()).unwrap();
+    }
+}
+
+impl Model for Gated {
+    fn spec(&self) -> &ModelSpec {
+        self.model.spec()
+    }
+
+    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+        // After the test dropped its side, steps run freely.
+        if self.began.send(batch.num_rows()).is_ok() {
+            let _ = self.go_on.recv();
+        }
+        self.model.forward(batch)
+    }
+}
+
+fn gated_engine(config: EngineConfig, fake: FakeConfig) -> (EngineHandle, Gate) {
+    let (began, began_there) = channel();
+    let (go_on_there, go_on) = channel();
+    let model = Gated { model: FakeModel::new(fake), began, go_on };
+    (start(Box::new(model), config).unwrap(), Gate { began: began_there, go_on: go_on_there })
+}
+
+#[test]
+fn a_scripted_answer_arrives_in_order_with_its_timeline() {
+    let engine = engine(CONFIG, fake());
+    let answer = read(submit_one(&engine, request(14, 5)));
+    assert_eq!(answer.ids(), [14, 15, 0, 1, 2], "the script goes by position");
+    assert_eq!(answer.reason, FinishReason::Length);
+    let timeline = answer.timeline;
+    assert!(timeline.queued_at <= timeline.scheduled_at && timeline.scheduled_at <= timeline.first_token_at);
+    assert!(timeline.first_token_at <= timeline.finished_at);
+    assert_eq!((timeline.num_prompt_tokens, timeline.num_generated_tokens, timeline.num_preemptions), (14, 5, 0));
+    let gauges = engine.gauges();
+    assert_eq!(gauges.steps.load(Ordering::Relaxed), 5);
+    assert_eq!(gauges.rows.load(Ordering::Relaxed), 14 + 4);
+    assert_eq!(gauges.running.load(Ordering::Relaxed) + gauges.blocks_used.load(Ordering::Relaxed), 0);
+    assert_eq!(gauges.blocks_total.load(Ordering::Relaxed), 64);
+}
+
+#[test]
+fn stop_tokens_end_a_sequence_and_are_sent() {
+    let engine = engine(CONFIG, fake());
+    let mut asked = request(2, 100);
+    asked.stopping.stop_tokens = vec![TokenId(9), TokenId(5)];
+    let answer = read(submit_one(&engine, asked.clone()));
+    assert_eq!(answer.ids(), [2, 3, 4, 5]);
+    assert_eq!(answer.reason, FinishReason::StopToken(TokenId(5)));
+
+    asked.stopping.min_tokens = 4;
+    let answer = read(submit_one(&engine, asked));
+    assert_eq!(answer.reason, FinishReason::StopToken(TokenId(9)));
+    assert_eq!(answer.tokens.len(), 8);
+}
+
+#[test]
+fn max_tokens_are_cut_to_the_positions() {
+    let engine = engine(CONFIG, FakeConfig { max_positions: 20, ..fake() });
+    let answer = read(submit_one(&engine, request(17, 1000)));
+    assert_eq!(answer.tokens.len(), 3);
+    assert_eq!(answer.reason, FinishReason::Length);
+    assert_eq!(read(submit_one(&engine, request(19, 1000))).tokens.len(), 1);
+}
+
+#[test]
+fn bad_requests_are_refused_with_limit_and_value() {
+    let engine = engine(CONFIG, FakeConfig { num_blocks: 2, max_positions: 40, ..fake() });
+    let refusal = |request| engine.submit(request).unwrap_err();
+    assert_eq!(refusal(request(0, 1)), SubmitError::EmptyPrompt);
+    assert_eq!(refusal(request(32, 1)), SubmitError::TooLong { num_prompt_tokens: 32, limit: 31 });
+    assert_eq!(refusal(request(30, 3)), SubmitError::TooManyTokens { num_tokens: 33, limit: 32 });
+    assert_eq!(refusal(request(3, 0)), SubmitError::Nothing { field: "max_tokens" });
+    assert_eq!(
+        refusal(SequenceRequest { num_choices: 0, ..request(3, 1) }),
+        SubmitError::Nothing { field: "num_choices" }
+    );
+    let mut outside = request(3, 1);
+    outside.prompt[1] = TokenId(16);
+    assert_eq!(refusal(outside), SubmitError::TokenOutOfRange { token: 16, vocab_size: 16 });
+    let mut outside = request(3, 1);
+    outside.sampling.logit_bias = vec![(TokenId(77), 1.0)];
+    let error = refusal(outside);
+    assert_eq!(error.to_string(), "token 77 is out of range, the vocabulary has 16 tokens");
+    assert_eq!(engine.max_sequence_tokens(), 32);
+    assert_eq!(read(submit_one(&engine, request(30, 2))).tokens.len(), 2, "all blocks are of use");
+}
+
+#[test]
+fn configurations_without_room_are_refused() {
+    let refused = start(Box::new(FakeModel::new(fake())), EngineConfig { max_sequences: 0, ..CONFIG });
+    assert!(matches!(refused, Err(StartError::Zero("max_sequences"))));
+    let refused = start(Box::new(FakeModel::new(FakeConfig { num_blocks: 0, ..fake() })), CONFIG);
+    assert_eq!(refused.unwrap_err().to_string(), "the model's num_blocks must be at least 1");
+}
+
+#[test]
+fn a_full_queue_answers_at_once_and_takes_the_next_when_a_place_is_free() {
+    let (engine, gate) = gated_engine(EngineConfig { max_sequences: 1, max_queued: 2, ..CONFIG }, fake());
+    let running = submit_one(&engine, request(3, 1));
+    gate.wait();
+    let queued = submit_one(&engine, request(3, 1));
+    let pair = SequenceRequest { num_choices: 2, ..request(3, 1) };
+    assert_eq!(engine.submit(pair).unwrap_err(), SubmitError::QueueFull { limit: 2 }, "all choices or none");
+    let dropped = submit_one(&engine, request(3, 1));
+    assert_eq!(engine.submit(request(3, 1)).unwrap_err(), SubmitError::QueueFull { limit: 2 });
+
+    drop(dropped);
+    gate.open();
+    assert_eq!(read(running).tokens.len(), 1);
+    gate.wait();
+    // The second step has begun: the queue holds nobody. One runs, so two may wait.
+    let others = [submit_one(&engine, request(3, 1)), submit_one(&engine, request(3, 1))];
+    assert!(matches!(engine.submit(request(3, 1)), Err(SubmitError::QueueFull { .. })));
+    drop(gate);
+    assert_eq!(read(queued).tokens.len(), 1);
+    for other in others {
+        read(other);
+    }
+}
+
+#[test]
+fn a_dropped_stream_is_freed_before_the_next_step() {
+    let (engine, gate) = gated_engine(CONFIG, fake());
+    let stays = submit_one(&engine, request(3, 20));
+    assert_eq!(gate.wait(), 3);
+    let goes = submit_one(&engine, request(5, 1000));
+    gate.open();
+    assert_eq!(gate.wait(), 1 + 5);
+    gate.open();
+    assert_eq!(gate.wait(), 2);
+    drop(goes);
+    gate.open();
+    assert_eq!(gate.wait(), 1);
+    let gauges = engine.gauges();
+    drop(gate);
+    assert_eq!(read(stays).tokens.len(), 20);
+    assert_eq!(gauges.blocks_used.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn nothing_is_left_after_everyone_went_away() {
+    let (engine, gate) = gated_engine(EngineConfig { max_sequences: 2, max_queued: 6, ..CONFIG }, fake());
+    let streams: Vec<TokenStream> = (0..8).map(|_| submit_one(&engine, request(3, 1000))).collect();
+    gate.wait();
+    drop(streams);
+    gate.open();
+    // All eight places are free again once the engine has read its inbox, which it does before it looks for more work.
+    let answer = loop {
+        match engine.submit(SequenceRequest { num_choices: 8, ..request(3, 1) }) {
+            Ok(streams) => break streams,
+            Err(SubmitError::QueueFull { .. }) => std::thread::yield_now(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    drop(gate);
+    for stream in answer {
+        read(stream);
+    }
+    assert_eq!(engine.gauges().blocks_used.load(Ordering::Relaxed), 0);
+    assert_eq!(engine.gauges().waiting.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn choices_share_the_prompt_and_draw_apart() {
+    let fake = FakeConfig { script: vec![TokenId(0)], ..fake() };
+    let engine = engine(CONFIG, fake);
+    let mut asked = request(40, 30);
+    // The script is certain; a high temperature makes the others likely again.
+    asked.sampling = SamplingParams { temperature: 1000.0, seed: 5, ..SamplingParams::default() };
+    let alone = read(submit_one(&engine, asked.clone()));
+    asked.num_choices = 4;
+    asked.prompt[0] = TokenId(2);
+    let streams = engine.submit(asked).unwrap();
+    let answers: Vec<Answer> = streams.into_iter().map(read).collect();
+    assert_eq!(answers[0].ids(), alone.ids(), "the first draws as if it were alone");
+    assert_eq!(answers.iter().map(|answer| answer.num_cached_tokens).collect::<Vec<_>>(), [0, 32, 32, 32]);
+    for (index, answer) in answers.iter().enumerate() {
+        assert!(answers[..index].iter().all(|other| other.ids() != answer.ids()), "choices draw apart");
+    }
+    assert_eq!(engine.gauges().prefix_hit_tokens.load(Ordering::Relaxed), 96);
+    assert_eq!(engine.gauges().prefix_queried_tokens.load(Ordering::Relaxed), 200);
+}
+
+#[test]
+fn log_probabilities_are_reported_as_asked() {
+    let engine = engine(CONFIG, FakeConfig { max_logit_rows: 2, ..fake() });
+    let mut asked = request(5, 2);
+    asked.prompt = [0, 1, 2, 9, 4].map(TokenId).to_vec();
+    asked.report = ReportParams { logprobs: true, top_n: 2, prompt_logprobs: true };
+    let answer = read(submit_one(&engine, asked));
+    assert_eq!(answer.prompt_logprobs.unwrap(), [None, Some(0.0), Some(0.0), Some(-64.0), Some(0.0)]);
+    let first = &answer.tokens[0];
+    assert_eq!((first.id, first.logprob), (TokenId(5), Some(0.0)));
+    assert_eq!(first.top, [(TokenId(5), 0.0), (TokenId(0), -64.0)]);
+    let plain = read(submit_one(&engine, request(5, 1)));
+    assert_eq!(plain.prompt_logprobs, None);
+    assert_eq!(plain.tokens[0], SampledToken { id: TokenId(5), logprob: None, top: Vec::new() });
+}
+
+#[test]
+fn shutdown_drains_what_was_taken_and_refuses_the_rest() {
+    let (engine, gate) = gated_engine(EngineConfig { max_sequences: 1, ..CONFIG }, fake());
+    let streams = [submit_one(&engine, request(3, 4)), submit_one(&engine, request(3, 4))];
+    gate.wait();
+    engine.stop_admission();
+    assert_eq!(engine.submit(request(3, 1)).unwrap_err(), SubmitError::Stopping);
+    assert!(engine.is_alive());
+    drop(gate);
+    let other = engine.clone();
+    let there = std::thread::spawn(move || other.shutdown(later()));
+    assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
+    assert_eq!(there.join().unwrap(), ShutdownOutcome::Drained);
+    assert!(!engine.is_alive());
+    assert_eq!(engine.failure(), None);
+    for stream in streams {
+        assert_eq!(read(stream).tokens.len(), 4);
+    }
+    assert_eq!(engine.submit(request(3, 1)).unwrap_err(), SubmitError::Stopping);
+}
+
+#[test]
+fn shutdown_cuts_at_the_deadline() {
+    let (engine, gate) = gated_engine(EngineConfig { max_sequences: 1, ..CONFIG }, fake());
+    let mut streams = engine.submit(SequenceRequest { num_choices: 2, ..request(3, 1000) }).unwrap();
+    gate.wait();
+    let handle = engine.clone();
+    let there = std::thread::spawn(move || handle.shutdown(Instant::now()));
+    // The message is in the inbox as soon as admission is closed and a moment has passed; steps go on until it is read.
+    while !there.is_finished() {
+        let _ = gate.go_on.send(());
+        let _ = gate.began.try_recv();
+        std::thread::yield_now();
+    }
+    assert_eq!(there.join().unwrap(), ShutdownOutcome::Cut { sequences: 2 });
+    for stream in &mut streams {
+        let mut last = None;
+        while let Some(event) = stream.blocking_next() {
+            last = Some(event);
+        }
+        assert!(!matches!(last, Some(TokenEvent::Finished { .. })));
+    }
+}
+
+#[test]
+fn a_failed_step_ends_every_stream_and_the_engine() {
+    let engine = engine(CONFIG, FakeConfig { fail_at_step: Some(2), ..fake() });
+    let mut streams = engine.submit(SequenceRequest { num_choices: 3, ..request(3, 1000) }).unwrap();
+    for stream in &mut streams {
+        let events: Vec<TokenEvent> = std::iter::from_fn(|| stream.blocking_next()).collect();
+        assert!(events.iter().all(|event| !matches!(event, TokenEvent::Finished { .. })));
+        assert_eq!(events.len(), 1 + 2, "two steps went well");
+    }
+    assert!(!engine.is_alive());
+    assert_eq!(engine.failure(), Some("the model failed: scripted failure at step 2"));
+    assert_eq!(engine.submit(request(3, 1)).unwrap_err(), SubmitError::Failed);
+    assert_eq!(engine.shutdown(later()), ShutdownOutcome::Cut { sequences: 3 });
+}
+
+/// A model that says nothing good.
+struct Broken {
+    spec: ModelSpec,
+    logits: Vec<f32>,
+}
+
+impl Model for Broken {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+        assert!(batch.token_ids[0] != TokenId(7), "seven is too much");
+        self.logits.clear();
+        for _ in &batch.logit_rows {
+            self.logits.extend([f32::NAN; 16]);
+        }
+        Ok(&self.logits)
+    }
+}
+
+fn broken() -> Box<dyn Model> {
+    Box::new(Broken { spec: FakeModel::new(fake()).spec().clone(), logits: Vec::new() })
+}
+
+#[test]
+fn a_panic_of_the_model_is_a_failure_of_the_engine() {
+    let engine = start(broken(), CONFIG).unwrap();
+    let mut asked = request(3, 5);
+    asked.prompt[0] = TokenId(7);
+    let mut stream = submit_one(&engine, asked);
+    assert_eq!(stream.blocking_next(), None);
+    assert!(!engine.is_alive());
+    assert_eq!(engine.failure(), Some("the engine thread panicked: seven is too much"));
+    assert_eq!(engine.submit(request(3, 1)).unwrap_err(), SubmitError::Failed);
+}
+
+#[test]
+fn a_row_without_a_possible_token_ends_its_sequence_alone() {
+    let engine = start(broken(), CONFIG).unwrap();
+    for _ in 0..2 {
+        assert_eq!(submit_one(&engine, request(3, 5)).blocking_next(), None);
+        assert!(engine.is_alive());
+    }
+    assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
+}
+
+#[test]
+fn an_engine_that_nobody_can_reach_ends() {
+    struct SaysGoodbye(FakeModel, Sender<()>);
+    impl Model for SaysGoodbye {
+        fn spec(&self) -> &ModelSpec {
+            self.0.spec()
+        }
+        fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+            self.0.forward(batch)
+        }
+    }
+    impl Drop for SaysGoodbye {
+        fn drop(&mut self) {
+            let _ = self.1.send(());
+        }
+    }
+    let (sender, goodbye) = channel();
+    let engine = start(Box::new(SaysGoodbye(FakeModel::new(fake()), sender)), CONFIG).unwrap();
+    let stream = submit_one(&engine, request(3, 7));
+    drop(engine);
+    assert_eq!(read(stream).tokens.len(), 7, "the stream keeps the engine going");
+    goodbye.recv_timeout(Duration::from_secs(30)).expect("the model is dropped with its thread");
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park();
+    }
+}
+
+#[test]
+fn streams_can_be_awaited_polled_and_tried() {
+    let (engine, gate) = gated_engine(CONFIG, fake());
+    let mut stream = submit_one(&engine, request(3, 2));
+    gate.wait();
+    assert_eq!(stream.try_next(), Poll::Pending);
+    assert_eq!(stream.poll_next(&mut Context::from_waker(Waker::noop())), Poll::Pending);
+    gate.open();
+    assert!(matches!(block_on(stream.next()), Some(TokenEvent::Started { .. })));
+    assert!(matches!(block_on(stream.next()), Some(TokenEvent::Token(_))));
+    drop(gate);
+    assert!(matches!(block_on(stream.next()), Some(TokenEvent::Token(_))));
+    assert!(matches!(block_on(stream.next()), Some(TokenEvent::Finished { .. })));
+    assert_eq!(block_on(stream.next()), None);
+    assert_eq!(stream.try_next(), Poll::Ready(None));
+}
+
+#[test]
+fn steps_cost_what_they_are_said_to_cost() {
+    let (step_cost, row_cost) = (Duration::from_millis(2), Duration::from_micros(100));
+    let mut model = FakeModel::new(FakeConfig { step_cost, row_cost, ..fake() });
+    let mut batch = StepBatch::default();
+    batch.push_span(&[TokenId(0); 5], 0, &[pelton_backend::BlockId(0)], 16);
+    batch.logit_rows.push(4);
+    let cost = step_cost + row_cost * 5;
+    // The fastest of a few: others may be interrupted, none may be too fast.
+    let took = (0..20).map(|_| {
+        let started = Instant::now();
+        model.forward(&batch).unwrap();
+        started.elapsed()
+    });
+    let fastest = took.min().unwrap();
+    assert!(fastest >= cost && fastest < cost + Duration::from_micros(200), "{fastest:?}");
+}
+
+#[test]
+fn readers_that_come_and_go_on_many_threads_leave_nothing_behind() {
+    let config = EngineConfig { max_step_tokens: 24, max_sequences: 6, max_queued: 10, prefix_cache: true };
+    let engine = engine(config, FakeConfig { num_blocks: 12, block_tokens: 4, ..fake() });
+    std::thread::scope(|scope| {
+        for reader in 0..4u64 {
+            let engine = engine.clone();
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(reader);
+                for _ in 0..100 {
+                    let num_prompt_tokens = rng.usize(1..20);
+                    let mut asked = request(num_prompt_tokens, rng.u32(1..20));
+                    asked.num_choices = rng.u16(1..3);
+                    let max_tokens = asked.stopping.max_tokens as usize;
+                    let streams = match engine.submit(asked) {
+                        Ok(streams) => streams,
+                        Err(SubmitError::QueueFull { limit: 10 }) => continue,
+                        Err(other) => panic!("{other}"),
+                    };
+                    for mut stream in streams {
+                        if rng.bool() {
+                            let expected: Vec<u32> =
+                                (0..max_tokens).map(|at| (num_prompt_tokens + at) as u32 % 16).collect();
+                            assert_eq!(read(stream).ids(), expected);
+                        } else if rng.bool() {
+                            assert!(matches!(stream.blocking_next(), Some(TokenEvent::Started { .. })));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    // Every place is free: the whole of them can be taken at once, as soon as the last cancellation is read.
+    let all = loop {
+        match engine.submit(SequenceRequest { num_choices: 16, ..request(1, 1) }) {
+            Ok(streams) => break streams,
+            Err(SubmitError::QueueFull { .. }) => std::thread::yield_now(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    all.into_iter().for_each(|stream| assert_eq!(read(stream).tokens.len(), 1));
+    let gauges = engine.gauges();
+    assert_eq!(gauges.blocks_used.load(Ordering::Relaxed), 0);
+    assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
+}
