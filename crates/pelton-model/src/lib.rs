@@ -1,4 +1,32 @@
 //! Checkpoints, model families, and the decoder.
-mod model;
+//!
+//! Reading order: [`files`](ModelFiles) says where a model lies, [`hub`] brings it there; [`config`](HfConfig) reads what it is,
+//! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, [`load`] joins them with a backend into a
+//! [`Decoder`], and [`Model`] is the decoder's face with the backend erased. This crate knows no instruction set and no request.
+#![deny(unsafe_code)]
 
+mod files;
+pub mod hub;
+
+mod config;
+mod families;
+mod rope;
+mod spec;
+mod weights;
+
+mod decoder;
+mod load;
+mod memory;
+mod model;
+mod workspace;
+
+pub use config::{ConfigError, HfConfig};
+pub use decoder::{Decoder, DecoderInfo};
+pub use families::{architectures, spec_of};
+pub use files::{FilesError, ModelFiles};
+pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, load};
+pub use memory::{KvBudget, MemoryError, MemoryPlan};
 pub use model::{Model, ModelError, ModelSpec};
+pub use rope::{Rope, RopeScaling};
+pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec};
+pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};

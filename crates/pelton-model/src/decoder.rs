@@ -1,0 +1,145 @@
+//! The decoder: one forward pass for every declared family, on any backend.
+
+use pelton_backend::{Act, AttendSpec, Backend, DType, RmsNorm, RopeSpec, StepBatch};
+
+use crate::memory::MemoryPlan;
+use crate::model::{Model, ModelError, ModelSpec};
+use crate::workspace::Workspace;
+
+/// A loaded model with its KV cache and all buffers of a step.
+pub struct Decoder<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) spec: ModelSpec,
+    pub(crate) info: DecoderInfo,
+    pub(crate) plan: MemoryPlan,
+    pub(crate) attend: AttendSpec,
+    pub(crate) rope: RopeSpec,
+    pub(crate) act: Act,
+    pub(crate) embed: B::Linear,
+    pub(crate) layers: Vec<Layer<B>>,
+    pub(crate) norm: RmsNorm<B::Param>,
+    /// `None`: logits come from `embed`.
+    pub(crate) head: Option<B::Linear>,
+    pub(crate) rope_table: B::Param,
+    pub(crate) kv: B::KvCache,
+    pub(crate) work: Workspace<B>,
+}
+
+/// What a loaded model is, for people and for information endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecoderInfo {
+    /// Name in `config.json`.
+    pub architecture: &'static str,
+    /// Precision of the packed matrices.
+    pub dtype: DType,
+    /// Precision of stored keys and values.
+    pub kv_dtype: DType,
+    /// Numbers in the checkpoint that the model uses.
+    pub num_parameters: u64,
+    /// Things that were settled in a way worth a warning.
+    pub notes: Vec<String>,
+}
+
+pub(crate) struct Layer<B: Backend> {
+    pub(crate) attention_norm: RmsNorm<B::Param>,
+    pub(crate) qkv: Linear<B>,
+    pub(crate) out: Linear<B>,
+    pub(crate) mlp_norm: RmsNorm<B::Param>,
+    pub(crate) gate_up: Linear<B>,
+    pub(crate) down: Linear<B>,
+}
+
+pub(crate) struct Linear<B: Backend> {
+    pub(crate) weight: B::Linear,
+    pub(crate) bias: Option<B::Param>,
+}
+
+impl<B: Backend> Linear<B> {
+    fn apply(&self, backend: &B, x: &B::Rows, out: &mut B::Rows) {
+        backend.linear(x, &self.weight, self.bias.as_ref(), out);
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Where the memory went.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// What was loaded.
+    pub fn info(&self) -> &DecoderInfo {
+        &self.info
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// [`Model::forward`], showing the residual stream after each block: `observe(layer, [rows, hidden])`.
+    pub fn forward_observed(
+        &mut self,
+        batch: &StepBatch,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<&[f32], ModelError> {
+        let mut host = Vec::new();
+        self.compute(batch, |backend, layer, residual| observe(layer, backend.read(residual, &mut host)))
+    }
+
+    /// One step; `observe` sees the residual stream after each block, and compiles to nothing where nobody looks.
+    fn compute(
+        &mut self,
+        batch: &StepBatch,
+        mut observe: impl FnMut(&B, usize, &B::Rows),
+    ) -> Result<&[f32], ModelError> {
+        self.assert_within_limits(batch);
+        if batch.num_rows() == 0 {
+            return Ok(&[]);
+        }
+        let Self { backend, layers, work, kv, .. } = self;
+        backend.begin(batch, &mut work.step);
+        backend.embed(&work.step, &self.embed, &mut work.residual);
+        if let Some(first) = layers.first() {
+            backend.norm(&work.residual, &first.attention_norm, &mut work.normed);
+        }
+        for (index, layer) in layers.iter().enumerate() {
+            layer.qkv.apply(backend, &work.normed, &mut work.qkv);
+            backend.rope(&work.step, &mut work.qkv, &self.rope_table, &self.rope);
+            backend.attend(&work.step, &work.qkv, kv, index, &self.attend, &mut work.mixed);
+            layer.out.apply(backend, &work.mixed, &mut work.delta);
+            backend.add_norm(&mut work.residual, &work.delta, &layer.mlp_norm, &mut work.normed);
+            layer.gate_up.apply(backend, &work.normed, &mut work.gate_up);
+            backend.gate(&work.gate_up, self.act, &mut work.gated);
+            layer.down.apply(backend, &work.gated, &mut work.delta);
+            // Adding a block's result and norming for what comes next is one operation.
+            let next = layers.get(index + 1).map_or(&self.norm, |next| &next.attention_norm);
+            backend.add_norm(&mut work.residual, &work.delta, next, &mut work.normed);
+            observe(backend, index, &work.residual);
+        }
+        if batch.logit_rows.is_empty() {
+            return Ok(&[]);
+        }
+        backend.take_rows(&work.step, &work.normed, &mut work.wanted);
+        backend.linear(&work.wanted, self.head.as_ref().unwrap_or(&self.embed), None, &mut work.logits);
+        Ok(backend.read(&work.logits, &mut work.host))
+    }
+
+    fn assert_within_limits(&self, batch: &StepBatch) {
+        let ModelSpec { max_positions, max_step_rows, max_logit_rows, .. } = self.spec;
+        let (rows, logit_rows) = (batch.num_rows(), batch.logit_rows.len());
+        assert!(rows <= max_step_rows, "step has {rows} rows, limit is {max_step_rows}");
+        assert!(logit_rows <= max_logit_rows, "step wants {logit_rows} rows of logits, limit is {max_logit_rows}");
+        let longest = batch.spans.iter().map(|span| span.context_len).max().unwrap_or(0);
+        assert!(longest as usize <= max_positions, "sequence has {longest} positions, limit is {max_positions}");
+    }
+}
+
+impl<B: Backend> Model for Decoder<B> {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+        self.compute(batch, |_, _, _| {})
+    }
+}

@@ -1,0 +1,288 @@
+//! Loading: configuration, checkpoint and backend become a [`Decoder`]; whatever is wrong is found before weights are read.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pelton_backend::{
+    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
+};
+
+use crate::config::{ConfigError, HfConfig};
+use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
+use crate::families::spec_of;
+use crate::files::{FilesError, ModelFiles};
+use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
+use crate::model::ModelSpec;
+use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
+use crate::weights::{Checkpoint, CheckpointError, Tensor};
+use crate::workspace::Workspace;
+
+const CONFIG: &str = "config.json";
+
+/// A model that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files cannot be reached.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// Its configuration cannot be served.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its weights are damaged, or another model's.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// It does not fit into memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// An option is outside its limits.
+    #[error("{name} is {found}, expected {expected}")]
+    Option {
+        /// Which option.
+        name: &'static str,
+        /// Its value.
+        found: usize,
+        /// What it may be.
+        expected: String,
+    },
+    /// The backend refused.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// Precision of the packed matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DTypeChoice {
+    /// That of most numbers in the checkpoint.
+    Auto,
+    /// This one; a checkpoint in another is rounded to nearest even.
+    Exact(DType),
+}
+
+/// Precision of stored keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDTypeChoice {
+    /// float32 beside float32 matrices, else bfloat16.
+    Auto,
+    /// This one.
+    Exact(DType),
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadOptions {
+    /// Precision of the matrices.
+    pub dtype: DTypeChoice,
+    /// Precision of stored keys and values.
+    pub kv_dtype: KvDTypeChoice,
+    /// Positions in a KV block, 1 to 1024.
+    pub block_tokens: usize,
+    /// Rows a step may hold, 1 to 65536.
+    pub max_step_rows: usize,
+    /// Rows of a step whose logits may be asked for, 1 to `max_step_rows`.
+    pub max_logit_rows: usize,
+    /// Greatest length of a sequence; `None`: the model's own. More than that is refused.
+    pub max_positions: Option<usize>,
+    /// Size of the KV cache.
+    pub kv_budget: KvBudget,
+    /// Whether to draw a bar while weights are packed; drawn on standard error, and only when that is a terminal.
+    pub show_progress: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: DTypeChoice::Auto,
+            kv_dtype: KvDTypeChoice::Auto,
+            block_tokens: 16,
+            max_step_rows: 512,
+            max_logit_rows: 128,
+            max_positions: None,
+            kv_budget: KvBudget::Fraction(0.5),
+            show_progress: false,
+        }
+    }
+}
+
+/// Reads a model from `files` into `backend`.
+///
+/// In this order, so that nothing large happens before everything small is known to be right: `config.json`, the headers of all weight
+/// files, the memory plan; then each matrix is mapped, packed and unmapped, so that at no time more than the packed weights and one
+/// group of matrices are resident.
+pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
+    let Prepared { spec, tensors, checkpoint, limits, plan, info } = prepare(files, backend.memory(), options)?;
+    let attention = &spec.attention;
+    let table_shape = vec![limits.max_positions, attention.rope.rotary_dim];
+    let rope_table = HostTensor::new(DType::F32, table_shape, attention.rope.table(limits.max_positions))?;
+    let rope_table = backend.param(&rope_table)?;
+    let work = Workspace::new(&backend, &spec, limits)?;
+
+    let bar = progress_bar(options.show_progress, plan.weights_bytes);
+    let loader = Loader { backend: &backend, checkpoint: &checkpoint, dtype: plan.dtype, norm_eps: spec.norm_eps, bar };
+    let embed = loader.matrix(&tensors.embed)?;
+    let layers = tensors.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<Vec<_>, _>>()?;
+    let norm = loader.norm(&tensors.norm)?;
+    let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
+    loader.bar.finish_and_clear();
+
+    let kv = backend.kv_cache(&plan.kv, plan.num_blocks)?;
+    Ok(Decoder {
+        spec: ModelSpec {
+            vocab_size: spec.vocab_size,
+            max_positions: limits.max_positions,
+            num_blocks: plan.num_blocks,
+            block_tokens: plan.kv.block_tokens as u32,
+            max_step_rows: limits.max_step_rows,
+            max_logit_rows: limits.max_logit_rows,
+        },
+        info,
+        plan,
+        attend: AttendSpec {
+            num_heads: attention.num_heads,
+            num_kv_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            scale: attention.scale,
+        },
+        rope: RopeSpec {
+            num_heads: attention.num_heads,
+            num_kv_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            rotary_dim: attention.rope.rotary_dim,
+        },
+        act: spec.mlp.act,
+        embed,
+        layers,
+        norm,
+        head,
+        rope_table,
+        kv,
+        work,
+        backend,
+    })
+}
+
+/// A model that is known to be whole and to fit, before its weights are read.
+struct Prepared {
+    spec: DecoderSpec,
+    tensors: DecoderTensors,
+    checkpoint: Checkpoint,
+    limits: StepLimits,
+    plan: MemoryPlan,
+    info: DecoderInfo,
+}
+
+fn prepare(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> Result<Prepared, LoadError> {
+    let config = files.read(CONFIG)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
+    let (architecture, mut spec) = spec_of(&HfConfig::parse(CONFIG, &config)?)?;
+    let limits = check_options(options, &spec)?;
+    let checkpoint = Checkpoint::open(files)?;
+    let mut notes = Vec::new();
+    let head = format!("{}.weight", spec.names.head);
+    if !spec.tied_head && !checkpoint.has(&head) {
+        spec.tied_head = true;
+        notes.push(format!("{head} is missing although tie_word_embeddings is false; logits come from the embedding"));
+    }
+    let tensors = spec.tensors();
+    let all = || tensors.matrices().chain(tensors.vectors());
+    checkpoint.check(all(), |name| name == head || spec.names.ignored.iter().any(|ending| name.ends_with(ending)))?;
+
+    let dtype = match options.dtype {
+        DTypeChoice::Exact(dtype) => dtype,
+        DTypeChoice::Auto => checkpoint.prevailing_dtype(tensors.matrices()).unwrap_or(DType::F32),
+    };
+    let kv = KvSpec {
+        num_layers: spec.num_layers,
+        num_kv_heads: spec.attention.num_kv_heads,
+        head_dim: spec.attention.head_dim,
+        block_tokens: options.block_tokens,
+        dtype: match options.kv_dtype {
+            KvDTypeChoice::Exact(dtype) => dtype,
+            KvDTypeChoice::Auto if dtype == DType::F32 => DType::F32,
+            KvDTypeChoice::Auto => DType::BF16,
+        },
+    };
+    let plan = MemoryPlan::new(&spec, &tensors, dtype, limits, kv, options.kv_budget, memory)?;
+    let num_parameters = all().map(TensorSpec::num_elements).sum();
+    let info = DecoderInfo { architecture, dtype, kv_dtype: kv.dtype, num_parameters, notes };
+    Ok(Prepared { spec, tensors, checkpoint, limits, plan, info })
+}
+
+fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {
+    let within = |name, found: usize, most: usize, expected: String| {
+        if (1..=most).contains(&found) { Ok(()) } else { Err(LoadError::Option { name, found, expected }) }
+    };
+    within("block_tokens", options.block_tokens, 1024, "1 to 1024".to_owned())?;
+    within("max_step_rows", options.max_step_rows, 65_536, "1 to 65536".to_owned())?;
+    let step_rows = options.max_step_rows;
+    within("max_logit_rows", options.max_logit_rows, step_rows, format!("1 to max_step_rows ({step_rows})"))?;
+    let max_positions = options.max_positions.unwrap_or(spec.max_positions);
+    let own = format!("1 to {}, the positions of the model", spec.max_positions);
+    within("max_positions", max_positions, spec.max_positions, own)?;
+    Ok(StepLimits { max_step_rows: options.max_step_rows, max_logit_rows: options.max_logit_rows, max_positions })
+}
+
+fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
+    if !show {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(bytes);
+    if let Ok(style) = ProgressStyle::with_template("loading [{wide_bar}] {bytes}/{total_bytes} ({eta})") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Reads tensors by name and hands them to the backend.
+struct Loader<'a, B: Backend> {
+    backend: &'a B,
+    checkpoint: &'a Checkpoint,
+    dtype: DType,
+    norm_eps: f32,
+    bar: ProgressBar,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, tensors: &LayerTensors) -> Result<Layer<B>, LoadError> {
+        Ok(Layer {
+            attention_norm: self.norm(&tensors.attention_norm)?,
+            qkv: self.linear(&tensors.qkv)?,
+            out: self.linear(&tensors.out)?,
+            mlp_norm: self.norm(&tensors.mlp_norm)?,
+            gate_up: self.linear(&tensors.gate_up)?,
+            down: self.linear(&tensors.down)?,
+        })
+    }
+
+    fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
+        Ok(Linear { weight: self.pack(&tensors.parts)?, bias: self.bias(&tensors.bias)? })
+    }
+
+    fn matrix(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
+        self.pack(std::slice::from_ref(tensor))
+    }
+
+    /// Maps `parts`, packs them joined by output rows, and unmaps them.
+    fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
+        let tensors = parts.iter().map(|part| self.checkpoint.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
+        let weights =
+            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), self.dtype)).collect::<Result<Vec<_>, _>>()?;
+        let packed = self.backend.pack(&weights)?;
+        let elements: u64 = parts.iter().map(TensorSpec::num_elements).sum();
+        self.bar.inc(elements * self.dtype.size_bytes() as u64);
+        Ok(packed)
+    }
+
+    /// The biases of joined matrices, joined alike.
+    fn bias(&self, parts: &[TensorSpec]) -> Result<Option<B::Param>, LoadError> {
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let mut joined = Vec::new();
+        for part in parts {
+            joined.extend(self.checkpoint.tensor(part)?.host().to_f32());
+        }
+        Ok(Some(self.backend.param(&HostTensor::from_f32(vec![joined.len()], &joined))?))
+    }
+
+    fn norm(&self, tensor: &TensorSpec) -> Result<RmsNorm<B::Param>, LoadError> {
+        let weight = self.backend.param(&self.checkpoint.tensor(tensor)?.host())?;
+        Ok(RmsNorm { weight, eps: self.norm_eps })
+    }
+}

@@ -1,0 +1,292 @@
+//! How much memory a model takes, and how many KV blocks fit beside it: computed from headers, before weights are read.
+
+use std::fmt;
+
+use pelton_backend::{DType, KvSpec, MemoryReport};
+
+use crate::spec::{DecoderSpec, DecoderTensors};
+
+/// How many tokens the KV cache shall hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum KvBudget {
+    /// So many tokens, rounded up to whole blocks.
+    Tokens(usize),
+    /// So many bytes, rounded down to whole blocks.
+    Bytes(u64),
+    /// This share (0 to 1) of the memory that is available beside weights and workspace.
+    Fraction(f64),
+    /// What so many sequences of the greatest length need, or `max_fraction` as in [`KvBudget::Fraction`] if that is less.
+    Sequences {
+        /// How many.
+        count: usize,
+        /// A share above 0, at most 1.
+        max_fraction: f64,
+    },
+}
+
+/// A model that does not fit.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MemoryError {
+    /// The machine is too small for what was asked.
+    #[error(
+        "not enough memory: {needed} are needed ({parts}), {available} are available; lower --max-total-tokens or \
+         --max-batch-total-tokens, choose a smaller model, or free memory"
+    )]
+    NotEnough {
+        /// All of it.
+        needed: Size,
+        /// What it consists of.
+        parts: String,
+        /// What the machine can give.
+        available: Size,
+    },
+    /// The KV cache could not hold one sequence of the greatest length.
+    #[error(
+        "the KV cache would hold {found} tokens, one sequence may have {needed}; raise --max-batch-total-tokens or lower \
+         --max-total-tokens"
+    )]
+    KvTooSmall {
+        /// Tokens the budget is enough for.
+        found: u64,
+        /// Tokens of the longest sequence.
+        needed: usize,
+    },
+    /// A KV budget that is no amount.
+    #[error("the KV budget is {found}, expected {expected}")]
+    Budget {
+        /// As it was given.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+}
+
+/// A number of bytes, shown in the unit that suits it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        let text = match self.0 {
+            0..1024 => format!("{} bytes", self.0),
+            1024..1_048_576 => format!("{:.1} KiB", bytes / 1024.0),
+            1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes / 1_048_576.0),
+            _ => format!("{:.2} GiB", bytes / 1_073_741_824.0),
+        };
+        f.pad(&text)
+    }
+}
+
+/// Where the memory goes; its [`Display`](fmt::Display) is the table shown at start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryPlan {
+    /// Packed matrices, norms and biases. Padding of a backend's layout is not counted.
+    pub weights_bytes: u64,
+    /// Precision of the matrices.
+    pub dtype: DType,
+    /// Cosines and sines of every position.
+    pub rope_bytes: u64,
+    /// Positions in that table: the greatest length of a sequence.
+    pub max_positions: usize,
+    /// Every buffer of a step.
+    pub workspace_bytes: u64,
+    /// Rows the workspace is for.
+    pub max_step_rows: usize,
+    /// Shape of the KV cache.
+    pub kv: KvSpec,
+    /// Blocks of the KV cache.
+    pub num_blocks: u32,
+    /// The machine before loading.
+    pub memory: MemoryReport,
+}
+
+/// Rows a step may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepLimits {
+    pub(crate) max_step_rows: usize,
+    pub(crate) max_logit_rows: usize,
+    pub(crate) max_positions: usize,
+}
+
+impl MemoryPlan {
+    /// Distributes `memory`, or says why it cannot.
+    pub(crate) fn new(
+        spec: &DecoderSpec,
+        tensors: &DecoderTensors,
+        dtype: DType,
+        limits: StepLimits,
+        kv: KvSpec,
+        budget: KvBudget,
+        memory: MemoryReport,
+    ) -> Result<Self, MemoryError> {
+        let matrices: u64 = tensors.matrices().map(|tensor| tensor.num_elements()).sum();
+        let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
+        let mut plan = Self {
+            weights_bytes: matrices * dtype.size_bytes() as u64 + vectors * 4,
+            dtype,
+            rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
+            max_positions: limits.max_positions,
+            workspace_bytes: workspace_bytes(spec, limits),
+            max_step_rows: limits.max_step_rows,
+            kv,
+            num_blocks: 0,
+            memory,
+        };
+        plan.num_blocks = plan.blocks(budget)?;
+        Ok(plan)
+    }
+
+    /// Tokens the KV cache holds.
+    pub fn kv_tokens(&self) -> u64 {
+        u64::from(self.num_blocks) * self.kv.block_tokens as u64
+    }
+
+    /// Bytes of the KV cache.
+    pub fn kv_bytes(&self) -> u64 {
+        u64::from(self.num_blocks) * self.kv.block_bytes() as u64
+    }
+
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        self.fixed_bytes() + self.kv_bytes()
+    }
+
+    /// What is needed whatever the KV cache.
+    fn fixed_bytes(&self) -> u64 {
+        self.weights_bytes + self.rope_bytes + self.workspace_bytes
+    }
+
+    fn blocks(&self, budget: KvBudget) -> Result<u32, MemoryError> {
+        let block_tokens = self.kv.block_tokens as u64;
+        let block_bytes = self.kv.block_bytes() as u64;
+        let least = (self.max_positions as u64).div_ceil(block_tokens);
+        let available = self.memory.available_bytes;
+        // A slot's number, block * block_tokens + offset, is a u32.
+        let most = u64::from(u32::MAX) / block_tokens;
+        // One sequence of the greatest length must fit, even when that takes more than the share.
+        let within = |share: f64, enough: u64| {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(MemoryError::Budget {
+                    found: format!("a share of {share}"),
+                    expected: "a share above 0, at most 1".to_owned(),
+                });
+            }
+            let beside = available.saturating_sub(self.fixed_bytes());
+            Ok(((beside as f64 * share) as u64 / block_bytes).min(enough).max(least))
+        };
+        let wished = match budget {
+            KvBudget::Tokens(tokens) => (tokens as u64).div_ceil(block_tokens),
+            KvBudget::Bytes(bytes) => bytes / block_bytes,
+            KvBudget::Fraction(share) => within(share, most)?,
+            KvBudget::Sequences { count, max_fraction } => {
+                within(max_fraction, least.saturating_mul(count as u64).min(most))?
+            }
+        };
+        if wished > most {
+            return Err(MemoryError::Budget {
+                found: format!("{wished} blocks of {block_tokens} tokens"),
+                expected: format!("at most {most} blocks"),
+            });
+        }
+        if wished < least {
+            return Err(MemoryError::KvTooSmall { found: wished * block_tokens, needed: self.max_positions });
+        }
+        let kv_bytes = wished.saturating_mul(block_bytes);
+        let needed = self.fixed_bytes().saturating_add(kv_bytes);
+        if needed > available {
+            return Err(MemoryError::NotEnough {
+                needed: Size(needed),
+                parts: format!(
+                    "weights {}, rope table {}, workspace {}, KV cache {} for {} tokens",
+                    Size(self.weights_bytes),
+                    Size(self.rope_bytes),
+                    Size(self.workspace_bytes),
+                    Size(kv_bytes),
+                    wished * block_tokens
+                ),
+                available: Size(available),
+            });
+        }
+        Ok(wished as u32)
+    }
+}
+
+/// Bytes of the buffers in [`Workspace`](crate::workspace::Workspace), which are f32.
+fn workspace_bytes(spec: &DecoderSpec, limits: StepLimits) -> u64 {
+    let heads = spec.attention.num_heads * spec.attention.head_dim;
+    let row = 3 * spec.hidden_size + spec.attention.qkv_width() + heads + 3 * spec.mlp.intermediate_size;
+    let logit_row = spec.hidden_size + spec.vocab_size;
+    4 * (limits.max_step_rows as u64 * row as u64 + limits.max_logit_rows as u64 * logit_row as u64)
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |what: &str, bytes: u64, note: String| writeln!(f, "{what:<12}{:>11}  {note}", Size(bytes));
+        line("weights", self.weights_bytes, self.dtype.to_string())?;
+        line("rope table", self.rope_bytes, format!("{} positions", self.max_positions))?;
+        line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
+        let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
+        line("kv cache", self.kv_bytes(), format!("{}, {} tokens in {blocks}", self.kv.dtype, self.kv_tokens()))?;
+        let of =
+            format!("of {} available, {} in all", Size(self.memory.available_bytes), Size(self.memory.total_bytes));
+        write!(f, "{:<12}{:>11}  {of}", "together", Size(self.total_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HfConfig;
+    use crate::families::spec_of;
+
+    const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "hidden_act": "silu",
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5}"#;
+
+    fn plan(budget: KvBudget, available_bytes: u64) -> Result<MemoryPlan, MemoryError> {
+        let (_, spec) = spec_of(&HfConfig::parse("config.json", LLAMA.as_bytes()).unwrap()).unwrap();
+        let kv = KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, dtype: DType::BF16 };
+        let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 250 };
+        let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
+        MemoryPlan::new(&spec, &spec.tensors(), DType::BF16, limits, kv, budget, memory)
+    }
+
+    #[test]
+    fn every_byte_is_counted() {
+        let plan = plan(KvBudget::Tokens(1000), 1 << 30).unwrap();
+        let layer = 32 * (32 + 16 + 16) + 32 * 32 + 32 * 64 * 3;
+        assert_eq!(plan.weights_bytes, 2 * (2 * 100 * 32 + 2 * layer) + 4 * 5 * 32);
+        assert_eq!(plan.rope_bytes, 250 * 8 * 4);
+        assert_eq!(plan.workspace_bytes, 4 * (64 * (3 * 32 + 64 + 32 + 3 * 64) + 8 * 132));
+        assert_eq!(plan.num_blocks, 63);
+        assert_eq!(plan.kv_bytes(), 63 * 2 * 2 * 2 * 8 * 16 * 2);
+        assert_eq!(plan.total_bytes(), plan.weights_bytes + plan.rope_bytes + plan.workspace_bytes + plan.kv_bytes());
+        let table = plan.to_string();
+        assert!(table.contains("1008 tokens in 63 blocks of 16") && table.contains("of 1.00 GiB available"), "{table}");
+        assert_eq!(table.lines().count(), 5);
+    }
+
+    #[test]
+    fn budgets_round_to_whole_blocks_and_stay_within_memory() {
+        let block = 2 * 2 * 2 * 8 * 16 * 2;
+        assert_eq!(plan(KvBudget::Bytes(20 * block + 1), 1 << 30).unwrap().num_blocks, 20);
+        let half = plan(KvBudget::Fraction(0.5), 1 << 24).unwrap();
+        assert!(half.total_bytes() < 1 << 24 && half.kv_bytes() + block > ((1 << 24) - half.fixed_bytes()) / 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_numbers_and_a_way_out() {
+        let error = plan(KvBudget::Fraction(0.9), 1000).unwrap_err().to_string();
+        assert!(error.contains("1000 bytes are available") && error.contains("lower --max-total-tokens"), "{error}");
+        let error = plan(KvBudget::Tokens(1_000_000), 1 << 24).unwrap_err().to_string();
+        assert!(error.contains("122.1 MiB for 1000000 tokens"), "{error}");
+        let error = plan(KvBudget::Tokens(100), 1 << 30).unwrap_err();
+        assert_eq!(error, MemoryError::KvTooSmall { found: 112, needed: 250 });
+        assert!(matches!(plan(KvBudget::Bytes(10), 1 << 30), Err(MemoryError::KvTooSmall { found: 0, .. })));
+        assert!(matches!(plan(KvBudget::Tokens(usize::MAX), 1 << 30), Err(MemoryError::Budget { .. })));
+        for share in [0.0, -1.0, 1.5, f64::NAN] {
+            assert!(matches!(plan(KvBudget::Fraction(share), 1 << 30), Err(MemoryError::Budget { .. })));
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Rotary position embeddings: frequencies of every scaling rule, and the table that backends read.
+
+use std::f64::consts::TAU;
+
+use crate::config::{ConfigError, HfConfig};
+
+/// Rotary embedding of a family: base, rotated width, and how frequencies are stretched for longer contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base of the wavelengths: the i-th frequency is `theta^(-2i / rotary_dim)`.
+    pub theta: f64,
+    /// Rotated dimensions of a head, even.
+    pub rotary_dim: usize,
+    /// What is done to the frequencies.
+    pub scaling: RopeScaling,
+}
+
+/// Rules that stretch rotary frequencies. `factor` is the wished over the trained length, `original` the trained length.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Frequencies as they are.
+    None,
+    /// Every frequency divided by `factor` (Chen et al. 2023, position interpolation).
+    Linear {
+        /// Divides.
+        factor: f64,
+    },
+    /// The base grows with the sequence ("NTK-aware"): position `p >= original` uses the base for a sequence of `p + 1` tokens.
+    ///
+    /// Transformers takes the base of the longest sequence seen so far for a whole call and leaves older keys as they were, so its
+    /// numbers depend on how a prompt was cut. The one rule that does not is what it computes when fed token by token; that is this.
+    Dynamic {
+        /// Stretch at `factor * original`.
+        factor: f64,
+        /// Positions with the plain base.
+        original: usize,
+    },
+    /// Llama 3.1: long wavelengths divided, short ones kept, a linear blend between.
+    Llama3 {
+        /// Divides long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// Trained length.
+        original: usize,
+    },
+    /// YaRN (Peng et al. 2023): a blend by dimension, and a factor on cosines and sines.
+    Yarn {
+        /// Divides slow dimensions.
+        factor: f64,
+        /// Trained length.
+        original: usize,
+        /// Dimensions that turn more often over the trained length are kept.
+        beta_fast: f64,
+        /// Dimensions that turn less often are divided.
+        beta_slow: f64,
+        /// On cosines and sines.
+        attention_factor: f64,
+        /// Whether the ends of the blend are rounded outwards to whole dimensions.
+        truncate: bool,
+    },
+}
+
+/// Rule names of Transformers that can be served.
+const KNOWN: &str = "default, linear, dynamic, llama3, yarn";
+const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
+const POSITIONS: std::ops::RangeInclusive<usize> = 1..=(1 << 30);
+
+impl Rope {
+    /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters` as Transformers 5 writes them.
+    pub fn from_config(config: &HfConfig, rotary_dim: usize, max_positions: usize) -> Result<Self, ConfigError> {
+        let (key, section) = match config.section("rope_parameters")? {
+            Some(section) => ("rope_parameters", Some(section)),
+            None => ("rope_scaling", config.section("rope_scaling")?),
+        };
+        let theta_range = 1.000_001..=1e15;
+        let theta = config.float_or("rope_theta", 10_000.0, theta_range.clone())?;
+        let theta = match &section {
+            Some(section) => section.float_or("rope_theta", theta, theta_range)?,
+            None => theta,
+        };
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+            return Err(config.refuse("head_dim", &format!("an even rotated width (it comes to {rotary_dim})")));
+        }
+        let scaling = match &section {
+            None => RopeScaling::None,
+            Some(section) => {
+                if section.nested_keys().next().is_some() {
+                    return Err(config.unsupported(key, "rope parameters for each kind of layer are not supported"));
+                }
+                RopeScaling::from_config(section, rotary_dim, max_positions)?
+            }
+        };
+        Ok(Self { theta, rotary_dim, scaling })
+    }
+
+    /// Positions the model can tell apart, where `stated` is its `max_position_embeddings`.
+    ///
+    /// That is the stretched length for most checkpoints; with `dynamic`, and with YaRN switched on by hand, it is the trained one.
+    pub fn max_positions(&self, stated: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
+                stated.max((original as f64 * factor) as usize)
+            }
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => stated,
+        }
+    }
+
+    /// Bytes of [`Rope::table`].
+    pub fn table_bytes(&self, positions: usize) -> u64 {
+        positions as u64 * self.rotary_dim as u64 * 4
+    }
+
+    /// `[positions, rotary_dim]` as little-endian f32: for each position `rotary_dim / 2` cosines, then as many sines.
+    ///
+    /// Angles are computed in f64, and cosines and sines are rounded once: at position 100,000 an angle in f32 would be off by up
+    /// to 0.004.
+    pub fn table(&self, positions: usize) -> Vec<u8> {
+        let half = self.rotary_dim / 2;
+        let mut table = Vec::with_capacity(positions * self.rotary_dim * 4);
+        let mut sines = Vec::with_capacity(half * 4);
+        let attention_factor = match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        };
+        let mut frequencies = self.frequencies(self.theta);
+        for position in 0..positions {
+            if let RopeScaling::Dynamic { factor, original } = self.scaling
+                && position >= original
+            {
+                frequencies = self.frequencies(self.dynamic_theta(factor, original, position + 1));
+            }
+            sines.clear();
+            for &frequency in &frequencies {
+                let (sine, cosine) = (position as f64 * frequency).sin_cos();
+                table.extend_from_slice(&((cosine * attention_factor) as f32).to_le_bytes());
+                sines.extend_from_slice(&((sine * attention_factor) as f32).to_le_bytes());
+            }
+            table.extend_from_slice(&sines);
+        }
+        table
+    }
+
+    /// The base of "dynamic" for a sequence of `length` tokens.
+    fn dynamic_theta(&self, factor: f64, original: usize, length: usize) -> f64 {
+        let dim = self.rotary_dim as f64;
+        let stretch = factor * length as f64 / original as f64 - (factor - 1.0);
+        self.theta * stretch.powf(dim / (dim - 2.0))
+    }
+
+    /// `[rotary_dim / 2]` radians per position, from base `theta`, after scaling.
+    fn frequencies(&self, theta: f64) -> Vec<f64> {
+        let dim = self.rotary_dim as f64;
+        let plain = (0..self.rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
+        match self.scaling {
+            RopeScaling::None | RopeScaling::Dynamic { .. } => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => plain
+                .map(|frequency| {
+                    let turns = original as f64 * frequency / TAU;
+                    let blend = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    (1.0 - blend) * frequency / factor + blend * frequency
+                })
+                .collect(),
+            RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
+                // The dimension that turns `turns` times over the trained length.
+                let dim_of = |turns: f64| dim * (original as f64 / (turns * TAU)).ln() / (2.0 * theta.ln());
+                let (mut low, mut high) = (dim_of(beta_fast), dim_of(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let low = low.max(0.0);
+                let mut high = high.min(dim - 1.0);
+                if low == high {
+                    high += 0.001;
+                }
+                plain
+                    .enumerate()
+                    .map(|(i, frequency)| {
+                        let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                        frequency / factor * ramp + frequency * (1.0 - ramp)
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+impl RopeScaling {
+    fn from_config(section: &HfConfig, rotary_dim: usize, max_positions: usize) -> Result<Self, ConfigError> {
+        let key = if section.has("rope_type") { "rope_type" } else { "type" };
+        let factor = || section.float("factor", FACTOR);
+        match section.optional_text(key)?.unwrap_or("default") {
+            "default" => Ok(Self::None),
+            "linear" => Ok(Self::Linear { factor: factor()? }),
+            "dynamic" if rotary_dim <= 2 => {
+                Err(section.unsupported(key, "dynamic scaling needs more than two rotated dimensions"))
+            }
+            "dynamic" => Ok(Self::Dynamic { factor: factor()?, original: max_positions }),
+            "llama3" => {
+                let low_freq_factor = section.float("low_freq_factor", 1e-6..=1e6)?;
+                let high_freq_factor = section.float("high_freq_factor", 1e-6..=1e6)?;
+                if high_freq_factor <= low_freq_factor {
+                    return Err(section.refuse("high_freq_factor", "more than low_freq_factor"));
+                }
+                Ok(Self::Llama3 {
+                    factor: factor()?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original: section.size("original_max_position_embeddings", POSITIONS)?,
+                })
+            }
+            "yarn" => {
+                let factor = factor()?;
+                let beta_fast = section.float_or("beta_fast", 32.0, 1e-6..=1e6)?;
+                let beta_slow = section.float_or("beta_slow", 1.0, 1e-6..=1e6)?;
+                if beta_fast < beta_slow {
+                    return Err(section.refuse("beta_fast", "at least beta_slow"));
+                }
+                Ok(Self::Yarn {
+                    factor,
+                    original: section.size_or("original_max_position_embeddings", max_positions, POSITIONS)?,
+                    beta_fast,
+                    beta_slow,
+                    attention_factor: yarn_attention_factor(section, factor)?,
+                    truncate: section.bool_or("truncate", true)?,
+                })
+            }
+            _ => Err(section.unsupported(key, &format!("this rule is not known; known are {KNOWN}"))),
+        }
+    }
+}
+
+/// `attention_factor` as given, else from `mscale` and `mscale_all_dim` if both are there (and not zero), else from `factor`.
+fn yarn_attention_factor(section: &HfConfig, factor: f64) -> Result<f64, ConfigError> {
+    let mscale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+    if let Some(given) = section.optional_float("attention_factor", 1e-6..=1e6)? {
+        return Ok(given);
+    }
+    let over = section.float_or("mscale", 0.0, 0.0..=1e6)?;
+    let under = section.float_or("mscale_all_dim", 0.0, 0.0..=1e6)?;
+    Ok(if over != 0.0 && under != 0.0 { mscale(over) / mscale(under) } else { mscale(1.0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, rotary_dim: usize) -> Result<Rope, ConfigError> {
+        Rope::from_config(&HfConfig::parse("config.json", text.as_bytes()).unwrap(), rotary_dim, 2048)
+    }
+
+    fn row(rope: &Rope, position: usize) -> Vec<f32> {
+        let width = rope.rotary_dim * 4;
+        let table = rope.table(position + 1);
+        table[position * width..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn plain_table_is_cosines_then_sines() {
+        let rope = read("{}", 4).unwrap();
+        assert_eq!(rope, Rope { theta: 10_000.0, rotary_dim: 4, scaling: RopeScaling::None });
+        assert_eq!(row(&rope, 0), [1.0, 1.0, 0.0, 0.0]);
+        let expected = [3f64.cos(), 0.03f64.cos(), 3f64.sin(), 0.03f64.sin()].map(|x| x as f32);
+        assert_eq!(row(&rope, 3), expected);
+        assert_eq!(rope.table(5).len() as u64, rope.table_bytes(5));
+    }
+
+    #[test]
+    fn linear_divides_positions() {
+        let plain = read("{}", 8).unwrap();
+        let linear = read(r#"{"rope_scaling": {"type": "linear", "factor": 4}}"#, 8).unwrap();
+        assert_eq!(row(&linear, 40), row(&plain, 10));
+    }
+
+    #[test]
+    fn both_spellings_of_the_parameters_mean_the_same() {
+        let old = r#"{"rope_theta": 500000, "rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+            "high_freq_factor": 4, "original_max_position_embeddings": 512}}"#;
+        let new = r#"{"rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 512}}"#;
+        assert_eq!(read(old, 16), read(new, 16));
+    }
+
+    #[test]
+    fn dynamic_is_plain_up_to_the_trained_length_and_reaches_further() {
+        let plain = read("{}", 8).unwrap();
+        let dynamic = read(r#"{"rope_scaling": {"type": "dynamic", "factor": 2.0}}"#, 8).unwrap();
+        assert_eq!(row(&dynamic, 2047), row(&plain, 2047));
+        let stretched = Rope { theta: 10_000.0 * (2.0 * 2049.0 / 2048.0 - 1.0f64).powf(8.0 / 6.0), ..plain.clone() };
+        assert_eq!(row(&dynamic, 2048), row(&stretched, 2048));
+        assert_eq!(dynamic.max_positions(2048), 4096);
+        assert_eq!(plain.max_positions(2048), 2048);
+    }
+
+    #[test]
+    fn yarn_scales_by_the_logarithm_unless_told() {
+        let factor_of = |extra: &str| {
+            let text = format!(r#"{{"rope_scaling": {{"type": "yarn", "factor": 4.0{extra}}}}}"#);
+            match read(&text, 16).unwrap().scaling {
+                RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(factor_of(""), 0.1 * 4f64.ln() + 1.0);
+        assert_eq!(factor_of(r#", "attention_factor": 0.5"#), 0.5);
+        assert_eq!(factor_of(r#", "mscale": 1.0, "mscale_all_dim": 1.0"#), 1.0);
+        assert_eq!(factor_of(r#", "mscale": 0.707"#), 0.1 * 4f64.ln() + 1.0);
+        let yarn = read(r#"{"rope_scaling": {"type": "yarn", "factor": 4.0}}"#, 16).unwrap();
+        assert_eq!(yarn.max_positions(2048), 8192);
+        // The fastest dimension is kept, the slowest divided.
+        let frequencies = yarn.frequencies(yarn.theta);
+        assert_eq!(frequencies[0], 1.0);
+        assert_eq!(frequencies[7], 10_000f64.powf(-14.0 / 16.0) / 4.0);
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_by_name() {
+        for (text, rotary_dim, part) in [
+            (r#"{"rope_scaling": {"type": "longrope"}}"#, 8, "rope_scaling.type is \"longrope\""),
+            (r#"{"rope_scaling": {"rope_type": "su"}}"#, 8, "known are default, linear"),
+            (r#"{"rope_scaling": {"type": "linear"}}"#, 8, "no rope_scaling.factor"),
+            (r#"{"rope_scaling": {"type": "linear", "factor": 0}}"#, 8, "rope_scaling.factor is 0"),
+            (r#"{"rope_scaling": {"type": "dynamic", "factor": 2}}"#, 2, "more than two"),
+            (r#"{"rope_scaling": 3}"#, 8, "expected an object"),
+            (r#"{"rope_parameters": {"full_attention": {"rope_type": "default"}}}"#, 8, "each kind of layer"),
+            (r#"{"rope_theta": 0}"#, 8, "rope_theta is 0"),
+            (r#"{"head_dim": 7}"#, 7, "even rotated width"),
+            (
+                r#"{"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
+                    "original_max_position_embeddings": 8}}"#,
+                8,
+                "more than low_freq_factor",
+            ),
+        ] {
+            let error = read(text, rotary_dim).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! A model's weights: one file or many, tensors by name, all contradictions found before the first is read.
+
+use std::collections::BTreeMap;
+
+use pelton_backend::{DType, HostTensor};
+use serde::Deserialize;
+
+use crate::files::{FilesError, ModelFiles, is_plain};
+use crate::spec::TensorSpec;
+use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Shards stay open while a model is loaded; the largest released models have about 200.
+const MAX_SHARDS: usize = 512;
+/// Problems listed in one message.
+const MAX_LISTED: usize = 8;
+
+/// Weights that are not the model's.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file could not be reached.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// A file is damaged.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// Neither one file nor an index.
+    #[error("there is neither {SINGLE} nor {INDEX}")]
+    NoWeights,
+    /// The index cannot be used.
+    #[error("{INDEX} is broken: {cause}")]
+    Index {
+        /// What is wrong.
+        cause: String,
+    },
+    /// The index names files that are not there.
+    #[error("{INDEX} names files that are not there ({count}): {names}")]
+    MissingShards {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// One tensor in two files.
+    #[error("tensor {tensor} stands in {first} and in {second}")]
+    Duplicate {
+        /// Which tensor.
+        tensor: String,
+        /// One file.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Tensors missing, left over, or of another shape or type than the configuration says.
+    #[error("the checkpoint does not fit config.json ({count} wrong): {problems}")]
+    Mismatch {
+        /// How many tensors are wrong.
+        count: usize,
+        /// The first of them, each with what is expected and what was found.
+        problems: String,
+    },
+}
+
+/// All tensors of a model, by name.
+#[derive(Debug)]
+pub struct Checkpoint {
+    shards: Vec<Shard>,
+    /// Name to index of its shard.
+    places: BTreeMap<String, usize>,
+}
+
+/// One tensor, its bytes mapped until it is dropped.
+#[derive(Debug)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    bytes: Bytes,
+}
+
+impl Tensor {
+    /// The numbers, borrowed.
+    pub fn host(&self) -> HostTensor<'_> {
+        HostTensor::new(self.dtype, self.shape.clone(), self.bytes.as_slice())
+            .expect("the header was checked: bytes fill the shape")
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks every header.
+    pub fn open(files: &ModelFiles) -> Result<Self, CheckpointError> {
+        if let Some(blob) = files.open(SINGLE)? {
+            return Self::of(vec![Shard::open(SINGLE, blob)?]);
+        }
+        let Some(index) = files.read(INDEX)? else { return Err(CheckpointError::NoWeights) };
+        let Index { weight_map } =
+            serde_json::from_slice(&index).map_err(|error| CheckpointError::Index { cause: error.to_string() })?;
+        let checkpoint = Self::of(open_shards(files, &weight_map)?)?;
+        for (tensor, file) in &weight_map {
+            if checkpoint.places.get(tensor).is_none_or(|&shard| checkpoint.shards[shard].name != *file) {
+                return Err(CheckpointError::Index { cause: format!("tensor {tensor} is not in {file}") });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn of(shards: Vec<Shard>) -> Result<Self, CheckpointError> {
+        let mut places = BTreeMap::new();
+        for (index, shard) in shards.iter().enumerate() {
+            for tensor in shard.entries.keys() {
+                if let Some(first) = places.insert(tensor.clone(), index) {
+                    return Err(CheckpointError::Duplicate {
+                        tensor: tensor.clone(),
+                        first: shards[first].name.clone(),
+                        second: shard.name.clone(),
+                    });
+                }
+            }
+        }
+        Ok(Self { shards, places })
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// The type in which most numbers of `tensors` are stored; `None` when there are none.
+    pub fn prevailing_dtype<'a>(&self, tensors: impl Iterator<Item = &'a TensorSpec>) -> Option<DType> {
+        let mut counts: [(DType, u64); 3] = [(DType::F32, 0), (DType::F16, 0), (DType::BF16, 0)];
+        for tensor in tensors {
+            if let Some((_, Entry { element: ElementType::Float(dtype), .. })) = self.entry(&tensor.name)
+                && let Some((_, count)) = counts.iter_mut().find(|(candidate, _)| candidate == dtype)
+            {
+                *count += tensor.num_elements();
+            }
+        }
+        counts.into_iter().filter(|(_, count)| *count > 0).max_by_key(|(_, count)| *count).map(|(dtype, _)| dtype)
+    }
+
+    /// Checks the headers against what a model needs: every tensor of `wanted` is there with its shape and a type that can be read, and
+    /// no other is, unless `tolerated` says so.
+    pub fn check<'a>(
+        &self,
+        wanted: impl Iterator<Item = &'a TensorSpec>,
+        tolerated: impl Fn(&str) -> bool,
+    ) -> Result<(), CheckpointError> {
+        let mut problems = Vec::new();
+        let mut unread: BTreeMap<&str, &Entry> = self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.entries.iter().map(|(name, entry)| (name.as_str(), entry)))
+            .collect();
+        for TensorSpec { name, shape } in wanted {
+            match unread.remove(name.as_str()) {
+                None => problems.push(format!("{name} is missing, expected {shape:?}")),
+                Some(entry) if entry.shape != *shape => {
+                    problems.push(format!("{name} has shape {:?}, expected {shape:?}", entry.shape));
+                }
+                Some(Entry { element: ElementType::Other(found), .. }) => {
+                    problems.push(format!("{name} has type {found}, expected float32, float16 or bfloat16"));
+                }
+                Some(_) => {}
+            }
+        }
+        unread.retain(|name, _| !tolerated(name));
+        problems.extend(unread.keys().map(|name| format!("{name} belongs to no part of the model")));
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(CheckpointError::Mismatch { count: problems.len(), problems: listed(&problems, "; ") })
+    }
+
+    /// One tensor that [`Checkpoint::check`] has found in order.
+    pub fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
+        match self.entry(&wanted.name) {
+            Some((shard, entry @ Entry { element: ElementType::Float(dtype), shape, .. }))
+                if *shape == wanted.shape =>
+            {
+                Ok(Tensor { dtype: *dtype, shape: shape.clone(), bytes: shard.bytes(entry)? })
+            }
+            _ => Err(CheckpointError::Mismatch {
+                count: 1,
+                problems: format!("{} is not there as {:?}", wanted.name, wanted.shape),
+            }),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {
+        let shard = &self.shards[*self.places.get(name)?];
+        Some((shard, &shard.entries[name]))
+    }
+}
+
+fn open_shards(files: &ModelFiles, weight_map: &BTreeMap<String, String>) -> Result<Vec<Shard>, CheckpointError> {
+    let mut names: Vec<&str> = weight_map.values().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return Err(CheckpointError::Index { cause: "its weight_map is empty".to_owned() });
+    }
+    if names.len() > MAX_SHARDS {
+        return Err(CheckpointError::Index { cause: format!("it names {} files, limit is {MAX_SHARDS}", names.len()) });
+    }
+    let mut shards = Vec::with_capacity(names.len());
+    let mut missing = Vec::new();
+    for name in names {
+        // An index that names itself, or another index, is no way to a tensor.
+        if !is_plain(name) || !name.ends_with(".safetensors") {
+            return Err(CheckpointError::Index { cause: format!("{name:?} is not the name of a safetensors file") });
+        }
+        match files.open(name)? {
+            Some(blob) => shards.push(Shard::open(name, blob)?),
+            None => missing.push(name.to_owned()),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(CheckpointError::MissingShards { count: missing.len(), names: listed(&missing, ", ") });
+    }
+    Ok(shards)
+}
+
+fn listed(items: &[String], separator: &str) -> String {
+    let mut text = items[..items.len().min(MAX_LISTED)].join(separator);
+    if items.len() > MAX_LISTED {
+        text += &format!("{separator}and {} more", items.len() - MAX_LISTED);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of f32 tensors, each filled with its length's low byte.
+    fn shard(tensors: &[(&str, &[usize])]) -> &'static [u8] {
+        let mut header = serde_json::Map::new();
+        let mut data = Vec::new();
+        for (name, shape) in tensors {
+            let begin = data.len();
+            data.resize(begin + 4 * shape.iter().product::<usize>(), 0);
+            let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+            header.insert((*name).to_owned(), entry);
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat().leak()
+    }
+
+    fn index(map: serde_json::Value) -> &'static [u8] {
+        serde_json::json!({"metadata": {"total_size": 0}, "weight_map": map}).to_string().into_bytes().leak()
+    }
+
+    fn wanted(name: &str, shape: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), shape: shape.into() }
+    }
+
+    #[test]
+    fn shards_are_joined_by_the_index() {
+        let files = ModelFiles::embedded(&[
+            (INDEX, index(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors"}))),
+            ("1.safetensors", shard(&[("a", &[2])])),
+            ("2.safetensors", shard(&[("b", &[3])])),
+        ]);
+        let checkpoint = Checkpoint::open(&files).unwrap();
+        let all = [wanted("a", &[2]), wanted("b", &[3])];
+        checkpoint.check(all.iter(), |_| false).unwrap();
+        assert_eq!(checkpoint.prevailing_dtype(all.iter()), Some(DType::F32));
+        assert_eq!(checkpoint.tensor(&all[1]).unwrap().host().shape(), [3]);
+        assert!(checkpoint.tensor(&wanted("b", &[2])).is_err());
+    }
+
+    #[test]
+    fn all_mismatches_are_told_at_once() {
+        let integers = r#"{"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#;
+        let integers = [&(integers.len() as u64).to_le_bytes()[..], integers.as_bytes(), &[0; 8]].concat().leak();
+        let files = ModelFiles::embedded(&[
+            (INDEX, index(serde_json::json!({"a": "1.safetensors", "ids": "2.safetensors"}))),
+            ("1.safetensors", shard(&[("a", &[2, 3]), ("extra", &[1]), ("rotary_emb.inv_freq", &[4])])),
+            ("2.safetensors", integers),
+        ]);
+        let checkpoint = Checkpoint::open(&files).unwrap();
+        let all = [wanted("a", &[3, 2]), wanted("b", &[7]), wanted("ids", &[1])];
+        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the checkpoint does not fit config.json (4 wrong): a has shape [2, 3], expected [3, 2]; b is missing, expected [7]; \
+             ids has type I64, expected float32, float16 or bfloat16; extra belongs to no part of the model"
+        );
+        let many: Vec<TensorSpec> = (0..50).map(|i| wanted(&format!("t{i:02}"), &[1])).collect();
+        let error = checkpoint.check(many.iter(), |_| true).unwrap_err().to_string();
+        assert!(error.contains("(50 wrong)") && error.ends_with("and 42 more") && error.contains("t07"), "{error}");
+    }
+
+    #[test]
+    fn broken_indexes_are_refused() {
+        let open =
+            |files: &[(&str, &'static [u8])]| Checkpoint::open(&ModelFiles::embedded(files)).unwrap_err().to_string();
+        assert_eq!(open(&[]), format!("there is neither {SINGLE} nor {INDEX}"));
+        assert!(open(&[(INDEX, b"{}")]).contains("weight_map"));
+        assert!(open(&[(INDEX, b"\xff")]).contains("is broken"));
+        assert!(open(&[(INDEX, index(serde_json::json!({})))]).contains("is empty"));
+        assert!(
+            open(&[(INDEX, index(serde_json::json!({"a": INDEX})))]).contains("not the name of a safetensors file")
+        );
+        assert!(open(&[(INDEX, index(serde_json::json!({"a": "../x.safetensors"})))]).contains("not the name"));
+        let missing = index(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors", "c": "3.safetensors"}));
+        assert_eq!(
+            open(&[(INDEX, missing), ("2.safetensors", shard(&[("b", &[1])]))]),
+            format!("{INDEX} names files that are not there (2): 1.safetensors, 3.safetensors")
+        );
+        let wrong = index(serde_json::json!({"a": "1.safetensors", "b": "1.safetensors"}));
+        assert!(
+            open(&[(INDEX, wrong), ("1.safetensors", shard(&[("a", &[1])]))]).contains("b is not in 1.safetensors")
+        );
+        let twice = index(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors"}));
+        let files = [
+            (INDEX, twice),
+            ("1.safetensors", shard(&[("a", &[1])])),
+            ("2.safetensors", shard(&[("b", &[1]), ("a", &[1])])),
+        ];
+        assert_eq!(open(&files), "tensor a stands in 1.safetensors and in 2.safetensors");
+        let crowd: serde_json::Map<_, _> =
+            (0..600).map(|i| (format!("t{i}"), serde_json::json!(format!("{i}.safetensors")))).collect();
+        assert!(open(&[(INDEX, index(crowd.into()))]).contains("names 600 files, limit is 512"));
+    }
+}

@@ -1,0 +1,7 @@
+//! Checkpoint files: which tensors there are, and their bytes.
+
+mod checkpoint;
+mod safetensors;
+
+pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
+pub use safetensors::{ElementType, SafetensorsError};
