@@ -116,3 +116,110 @@ fn step(states: &[State], mut state: usize, byte: u8) -> usize {
         state = states[state].fallback;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn matcher(stops: &[&str]) -> StopMatcher {
+        StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()))
+    }
+
+    fn step(text: &str, matched: Option<usize>) -> StopStep {
+        StopStep { text: text.to_owned(), matched }
+    }
+
+    #[test]
+    fn a_stop_across_pieces_is_cut_out_of_the_middle_of_a_piece() {
+        let mut stops = matcher(&["###", "\nEND\n"]);
+        assert_eq!(stops.push("code\nE"), step("code", None));
+        assert_eq!(stops.push("N"), step("", None));
+        assert_eq!(stops.push("D\nmore"), step("", Some(1)));
+        assert_eq!(stops.push("even more"), step("", Some(1)));
+        assert_eq!(stops.finish(), "");
+    }
+
+    #[test]
+    fn text_that_does_not_become_a_stop_is_released() {
+        let mut stops = matcher(&["aab"]);
+        assert_eq!(stops.push("aaa"), step("a", None));
+        assert_eq!(stops.push("c"), step("aac", None));
+        assert_eq!(stops.push("xa"), step("x", None));
+        assert_eq!(stops.finish(), "a");
+    }
+
+    #[test]
+    fn the_first_complete_stop_wins_and_then_the_longest() {
+        assert_eq!(matcher(&["abcd", "bc"]).push("abcd"), step("a", Some(1)));
+        assert_eq!(matcher(&["c", "abc", "bc"]).push("xabc"), step("x", Some(1)));
+        assert_eq!(matcher(&["b", "b"]).push("b"), step("", Some(0)));
+    }
+
+    #[test]
+    fn stops_with_a_common_first_byte_cut_between_characters() {
+        // é and è share their first byte.
+        let mut stops = matcher(&["éa", "€"]);
+        assert_eq!(stops.push("xè"), step("xè", None));
+        assert_eq!(stops.push("é"), step("", None));
+        assert_eq!(stops.push("€"), step("é", Some(1)));
+    }
+
+    #[test]
+    fn empty_stops_never_match() {
+        let mut stops = matcher(&["", ""]);
+        assert_eq!(stops.push("a"), step("a", None));
+        assert_eq!(matcher(&["", "a"]).push("a"), step("", Some(1)));
+    }
+
+    #[test]
+    fn ten_thousand_stops_cost_no_more_than_their_length() {
+        let stops: Vec<String> = (0..10_000).map(|index| format!("stop {index:05}")).collect();
+        let mut matcher = StopMatcher::new(stops);
+        assert!(matcher.states.len() < 20_000);
+        for _ in 0..1000 {
+            assert_eq!(matcher.push("stop 0999 stop x").matched, None);
+        }
+        assert_eq!(matcher.push("stop 09999").matched, Some(9_999));
+    }
+
+    /// The definition: the least end of any occurrence, the longest there, the first listed.
+    fn search(stops: &[String], text: &str) -> Option<(usize, usize)> {
+        let ends = (0..=text.len()).filter(|&end| text.is_char_boundary(end));
+        ends.filter_map(|end| {
+            let found =
+                stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty() && text[..end].ends_with(stop.as_str()));
+            let (index, stop) = found.reduce(|best, next| if next.1.len() > best.1.len() { next } else { best })?;
+            Some((end - stop.len(), index))
+        })
+        .next()
+    }
+
+    proptest! {
+        #[test]
+        fn matches_are_those_of_a_search_in_the_whole_text(
+            stops in prop::collection::vec("[abé]{0,4}", 0..5),
+            pieces in prop::collection::vec("[abéc]{0,5}", 0..12),
+        ) {
+            let whole = pieces.concat();
+            let expected = search(&stops, &whole);
+            let mut matcher = StopMatcher::new(stops.iter().cloned());
+            let (mut sent, mut seen, mut matched) = (String::new(), String::new(), None);
+            for piece in &pieces {
+                let step = matcher.push(piece);
+                sent.push_str(&step.text);
+                seen.push_str(piece);
+                matched = step.matched;
+                if matched.is_none() {
+                    // Exactly the longest end that may begin a stop is held back.
+                    let held = (0..=seen.len()).filter(|&start| seen.is_char_boundary(start)).map(|start| &seen[start..])
+                        .find(|end| stops.iter().any(|stop| stop.starts_with(end)) || end.is_empty());
+                    prop_assert_eq!(Some(&seen[sent.len()..]), held);
+                }
+            }
+            sent.push_str(&matcher.finish());
+            prop_assert_eq!(matched, expected.map(|(_, index)| index));
+            prop_assert_eq!(sent, &whole[..expected.map_or(whole.len(), |(start, _)| start)]);
+        }
+    }
+}

@@ -94,3 +94,36 @@ fn civil(mut days: u64) -> (u64, u64, u64, u64) {
     }
     (year, month, days + 1, day_of_year)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64, format: &str) -> String {
+        strftime(format, UNIX_EPOCH + Duration::from_secs(seconds)).expect("the format is known")
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(at(0, "%A, %d %B %Y, day %j"), "Thursday, 01 January 1970, day 001");
+        assert_eq!(at(951_782_399, "%F %T"), "2000-02-28 23:59:59");
+        assert_eq!(at(951_782_400, "%F %a"), "2000-02-29 Tue");
+        assert_eq!(at(1_735_603_200, "%d %b %Y %j"), "31 Dec 2024 366");
+        assert_eq!(at(4_107_542_400, "%F"), "2100-03-01");
+        assert_eq!(at(13_574_563_200, "%F"), "2400-02-29");
+    }
+
+    #[test]
+    fn times_and_bare_numbers_are_written() {
+        assert_eq!(at(3_660, "%I:%M %p %-H %-m/%-d/%y 100%%"), "01:01 AM 1 1/1/70 100%");
+        assert_eq!(at(43_200, "%I %p"), "12 PM");
+    }
+
+    #[test]
+    fn unknown_directives_are_refused() {
+        for format in ["%Q", "%", "%-"] {
+            assert!(strftime(format, UNIX_EPOCH).is_err(), "{format}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use std::collections::BTreeMap;
 
 /// Instructions that one rendering may take. Real templates take some hundreds per message.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 5_000_000;
 
 /// Special tokens that templates may name.
 const TOKEN_NAMES: [&str; 7] =

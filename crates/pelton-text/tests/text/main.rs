@@ -1,0 +1,7 @@
+//! The crate as its users see it.
+
+mod detokenizing;
+mod loading;
+mod pool;
+mod samples;
+mod templates;
