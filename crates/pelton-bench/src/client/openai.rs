@@ -1,0 +1,269 @@
+//! The OpenAI dialect as a client: completions and chat completions.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, Visitor};
+use serde_json::{Map, Value, json};
+
+use super::{malformed, server_error};
+use crate::plan::WorkloadPlan;
+use crate::recorder::{CountedBy, Failure, RowBuilder};
+
+/// How an answer of exactly the wished length is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengthening {
+    /// `ignore_eos` and `min_tokens`: extensions of vLLM that many servers share.
+    IgnoreEosMinTokens,
+    /// `ignore_eos` alone.
+    IgnoreEos,
+    /// Nothing: the server knows neither.
+    None,
+}
+
+/// The request body without its prompt, which is a string under `prompt` or the content of the one chat message.
+pub fn body(workload: &WorkloadPlan, model: &str, stream: bool, lengthening: Lengthening) -> Map<String, Value> {
+    let mut body = Map::new();
+    body.insert("model".to_owned(), json!(model));
+    body.insert("max_tokens".to_owned(), json!(workload.output_tokens));
+    body.insert("temperature".to_owned(), json!(0.0));
+    if lengthening != Lengthening::None {
+        body.insert("ignore_eos".to_owned(), json!(true));
+    }
+    if lengthening == Lengthening::IgnoreEosMinTokens {
+        body.insert("min_tokens".to_owned(), json!(workload.output_tokens));
+    }
+    if stream {
+        body.insert("stream".to_owned(), json!(true));
+        body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
+    }
+    body
+}
+
+/// What is read of one chunk; `null` reads as absent.
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(default, borrow)]
+    choices: Option<Vec<Choice<'a>>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default)]
+    text: HasText,
+    #[serde(default)]
+    delta: Option<Delta>,
+    #[serde(default, borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+}
+
+/// Anything that a user could see, thinking and tool calls included, counts as text.
+#[derive(Deserialize)]
+struct Delta {
+    #[serde(default)]
+    content: HasText,
+    #[serde(default)]
+    reasoning_content: HasText,
+    #[serde(default)]
+    reasoning: HasText,
+    #[serde(default)]
+    tool_calls: Option<IgnoredAny>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+struct Usage {
+    #[serde(default)]
+    prompt_tokens: Option<u32>,
+    #[serde(default)]
+    completion_tokens: Option<u32>,
+}
+
+impl Choice<'_> {
+    fn has_text(&self) -> bool {
+        let in_delta = self.delta.as_ref().is_some_and(|delta| {
+            delta.content.0 || delta.reasoning_content.0 || delta.reasoning.0 || delta.tool_calls.is_some()
+        });
+        self.text.0 || in_delta
+    }
+}
+
+/// Whether a string is there and not empty. Read without keeping the string.
+#[derive(Clone, Copy, Debug, Default)]
+struct HasText(bool);
+
+impl<'de> Deserialize<'de> for HasText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrNull;
+        impl Visitor<'_> for TextOrNull {
+            type Value = HasText;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string or null")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<HasText, E> {
+                Ok(HasText(!text.is_empty()))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<HasText, E> {
+                Ok(HasText(false))
+            }
+        }
+        deserializer.deserialize_any(TextOrNull)
+    }
+}
+
+/// Reads one streamed answer.
+#[derive(Debug, Default)]
+pub struct StreamReader {
+    /// `[DONE]` came.
+    done: bool,
+    /// A choice said why it ended.
+    finished: bool,
+    /// The newest count of generated tokens: servers may send it once, or growing in each chunk.
+    counted: Option<u32>,
+    /// Tokens of arrivals so far.
+    placed: u32,
+    /// A chunk with text came without a count, so a later count is not of its own chunk alone.
+    uncounted: bool,
+}
+
+impl StreamReader {
+    /// One event, from a read at `at`.
+    pub fn event(&mut self, data: &str, at: Instant, row: &mut RowBuilder) -> Result<(), Failure> {
+        if data.trim() == pelton_protocol::sse::DONE_DATA {
+            self.done = true;
+            row.touch(at);
+            return Ok(());
+        }
+        let chunk: Chunk<'_> = serde_json::from_str(data).map_err(|error| malformed(error, data))?;
+        if let Some(error) = chunk.error {
+            return Err(server_error(&error));
+        }
+        row.touch(at);
+        let choices = chunk.choices.as_deref().unwrap_or_default();
+        let with_text = choices.iter().filter(|choice| choice.has_text()).count() as u32;
+        if let Some(reason) = choices.iter().find_map(|choice| choice.finish_reason.as_deref())
+            && !reason.is_empty()
+        {
+            row.finish_reason(reason);
+            self.finished = true;
+        }
+        let usage = chunk.usage.filter(|usage| usage.completion_tokens.is_some());
+        chunk.usage.and_then(|usage| usage.prompt_tokens).into_iter().for_each(|n| row.prompt_tokens(n));
+        self.counted = usage.and_then(|usage| usage.completion_tokens).or(self.counted);
+        if with_text > 0 {
+            // A count in each chunk says how many tokens it completed; otherwise one per chunk is assumed until the end.
+            let total = usage.and_then(|usage| usage.completion_tokens);
+            self.uncounted |= total.is_none();
+            let tokens = match total {
+                Some(total) if !self.uncounted && total > self.placed => total - self.placed,
+                _ => with_text,
+            };
+            self.placed += tokens;
+            row.arrived(at, with_text, tokens);
+        }
+        Ok(())
+    }
+
+    /// The stream is over; false if that is too early.
+    pub fn end(&mut self, row: &mut RowBuilder) -> bool {
+        match self.counted {
+            Some(tokens) => row.count(tokens, CountedBy::Server),
+            None => row.count(row.tokens_so_far(), CountedBy::Chunks),
+        }
+        self.done || self.finished
+    }
+}
+
+/// Reads an answer that is not streamed. Returns its number of generated tokens, if the server says it.
+pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> {
+    let text = || String::from_utf8_lossy(body);
+    let whole: Chunk<'_> = serde_json::from_slice(body).map_err(|error| malformed(error, &text()))?;
+    if let Some(error) = whole.error {
+        return Err(server_error(&error));
+    }
+    let Some(choice) = whole.choices.as_deref().and_then(|choices| choices.first()) else {
+        return Err(malformed("answer has no choices", &text()));
+    };
+    choice.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
+    let usage = whole.usage;
+    usage.and_then(|usage| usage.prompt_tokens).into_iter().for_each(|n| row.prompt_tokens(n));
+    Ok(usage.and_then(|usage| usage.completion_tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recorder::{Arrival, Row};
+    use std::time::Duration;
+
+    /// Feeds one event per millisecond.
+    fn read(events: &[&str]) -> (Row, bool) {
+        let start = Instant::now();
+        let mut row = RowBuilder::new(0, 0, start, start, start, 1);
+        let mut reader = StreamReader::default();
+        for (n, event) in events.iter().enumerate() {
+            reader.event(event, start + Duration::from_millis(n as u64 + 1), &mut row).expect("event is well formed");
+        }
+        let complete = reader.end(&mut row);
+        (row.finish(None, start), complete)
+    }
+
+    fn arrival(ms: u32, events: u32, tokens: u32) -> Arrival {
+        Arrival { at_us: ms * 1000, events, tokens }
+    }
+
+    #[test]
+    fn role_only_null_and_empty_chunks_are_not_text() {
+        let (row, complete) = read(&[
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":null}}],"usage":null}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10}}"#,
+            "[DONE]",
+        ]);
+        assert_eq!(row.arrivals, [arrival(3, 1, 1)]);
+        assert_eq!((row.output_tokens, row.prompt_tokens_reported), (1, Some(9)));
+        assert_eq!((row.finish_reason.as_deref(), complete), (Some("stop"), true));
+        assert_eq!(row.counted_by, CountedBy::Server);
+    }
+
+    #[test]
+    fn usage_that_grows_in_each_chunk_is_not_summed() {
+        let (row, complete) = read(&[
+            r#"{"choices":[{"text":"ab","finish_reason":""}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+            r#"{"choices":[{"text":"cde","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#,
+        ]);
+        assert_eq!(row.arrivals, [arrival(1, 1, 2), arrival(2, 1, 3)]);
+        assert_eq!((row.output_tokens, complete), (5, true));
+    }
+
+    #[test]
+    fn usage_beside_the_last_text_spreads_over_all_chunks() {
+        let (row, _) = read(&[
+            r#"{"choices":[{"text":"a"}]}"#,
+            r#"{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"completion_tokens":4}}"#,
+        ]);
+        assert_eq!(row.output_tokens, 4);
+        assert_eq!(row.arrivals, [arrival(1, 1, 2), arrival(2, 1, 2)]);
+    }
+
+    #[test]
+    fn chunks_are_counted_when_there_is_no_usage() {
+        let (row, complete) = read(&[r#"{"choices":[{"text":"a"}]}"#, r#"{"choices":[{"text":"é\n"}]}"#]);
+        assert_eq!((row.output_tokens, row.counted_by, complete), (2, CountedBy::Chunks, false));
+    }
+
+    #[test]
+    fn thoughts_and_tool_calls_are_text() {
+        let (row, _) = read(&[
+            r#"{"choices":[{"delta":{"reasoning_content":"hm","content":null}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
+        ]);
+        assert_eq!(row.arrivals.len(), 2);
+    }
+}

@@ -1,0 +1,168 @@
+//! Asks a server, before the run, which dialect it speaks, what it serves, and how it counts tokens.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::{Value, json};
+
+use super::{Client, Connection, Lengthening, Target, broken, message_of, read_body};
+use crate::BenchError;
+use crate::plan::{Api, BenchPlan, WorkloadPlan};
+use crate::recorder::{ErrorKind, Failure, Row, RowBuilder};
+
+/// Largest answer to a question.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// A conversation outside of the run.
+#[derive(Debug)]
+pub struct Questions {
+    target: Target,
+    connection: Option<Connection>,
+}
+
+/// Which form of `/tokenize` a server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizeForm {
+    /// `{"inputs"}` to an array of tokens (TGI).
+    Tgi,
+    /// `{"model", "prompt"}` to an object with `count` (vLLM).
+    Vllm,
+}
+
+/// What was learned.
+#[derive(Debug)]
+pub struct Found {
+    /// The dialect that will be spoken.
+    pub api: Api,
+    /// The model's name for OpenAI requests; empty for TGI.
+    pub model: String,
+    /// What the server says of itself: `/info`, or else `/v1/models`.
+    pub info: Value,
+}
+
+impl Questions {
+    /// No connection is made yet.
+    pub fn new(target: Target) -> Self {
+        Self { target, connection: None }
+    }
+
+    async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<(u16, HeaderMap, Vec<u8>), Failure> {
+        let mut idle = self.connection.take();
+        if let Some(connection) = &mut idle
+            && !connection.is_ready().await
+        {
+            idle = None;
+        }
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => self.target.connect().await.map_err(|error| Failure::new(ErrorKind::Connect, error))?,
+        };
+        let request = self.target.request(method, path, body);
+        let (response, _) = connection.send(request).await.map_err(|error| broken(&error))?;
+        let (head, body) = response.into_parts();
+        let mut bytes = Vec::new();
+        read_body(&mut connection, body, MAX_ANSWER_BYTES, &mut bytes).await?;
+        self.connection = Some(connection);
+        Ok((head.status.as_u16(), head.headers, bytes))
+    }
+
+    /// A JSON answer, or `None` if the server has no such route or answers something else.
+    async fn json(&mut self, method: Method, path: &str, body: Value) -> Result<Option<Value>, Failure> {
+        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        let (status, _, bytes) = self.ask(method, path, body).await?;
+        match status {
+            200..=299 => Ok(serde_json::from_slice(&bytes).ok()),
+            401 | 403 => Err(Failure::new(ErrorKind::Status(status), format!("{path}: {}", message_of(&bytes)))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Finds the dialect and the model: what the plan names, else what the server says.
+    pub async fn find(&mut self, plan: &BenchPlan) -> Result<Found, BenchError> {
+        let info = self.json(Method::GET, "/info", Value::Null).await?;
+        let is_tgi = info.as_ref().is_some_and(|info| info.get("model_id").is_some());
+        let models = self.json(Method::GET, "/v1/models", Value::Null).await?;
+        let listed = models.as_ref().and_then(|models| models.pointer("/data/0/id")).and_then(Value::as_str);
+        let api = match plan.target.api {
+            Some(api) => api,
+            None if is_tgi => Api::Tgi,
+            None if listed.is_some() => Api::Openai,
+            None => return Err(BenchError::UnknownApi),
+        };
+        let model = match (api, &plan.target.model, listed) {
+            (Api::Tgi, ..) => String::new(),
+            (_, Some(model), _) => model.clone(),
+            (_, None, Some(listed)) => listed.to_owned(),
+            (_, None, None) => return Err(BenchError::NoModel),
+        };
+        Ok(Found { api, model, info: info.filter(|_| is_tgi).or(models).unwrap_or(Value::Null) })
+    }
+
+    /// Which `/tokenize` the server has, if any. It is asked in the form of its dialect first.
+    pub async fn tokenize_form(&mut self, found: &Found) -> Result<Option<TokenizeForm>, BenchError> {
+        let forms = match found.api {
+            Api::Tgi => [TokenizeForm::Tgi, TokenizeForm::Vllm],
+            Api::Openai | Api::OpenaiChat => [TokenizeForm::Vllm, TokenizeForm::Tgi],
+        };
+        for form in forms {
+            if self.try_count("one two", form, &found.model).await?.is_some() {
+                return Ok(Some(form));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Number of tokens of a text as the server counts it, special tokens included.
+    pub async fn count(&mut self, text: &str, form: TokenizeForm, model: &str) -> Result<usize, BenchError> {
+        let count = self.try_count(text, form, model).await?;
+        count.ok_or_else(|| BenchError::Server("/tokenize answered, but stopped doing so".to_owned()))
+    }
+
+    async fn try_count(&mut self, text: &str, form: TokenizeForm, model: &str) -> Result<Option<usize>, Failure> {
+        let question = match form {
+            TokenizeForm::Tgi => json!({ "inputs": text }),
+            TokenizeForm::Vllm if model.is_empty() => json!({ "prompt": text }),
+            TokenizeForm::Vllm => json!({ "model": model, "prompt": text }),
+        };
+        let answer = self.json(Method::POST, "/tokenize", question).await?;
+        Ok(answer.and_then(|answer| match form {
+            TokenizeForm::Tgi => answer.as_array().map(Vec::len),
+            TokenizeForm::Vllm => answer.get("count")?.as_u64().map(|count| count as usize),
+        }))
+    }
+
+    async fn try_generate(&mut self, client: &Client, prompt: String) -> Row {
+        let start = std::time::Instant::now();
+        let mut row = RowBuilder::new(0, 0, start, start, start, 0);
+        let result = client.exchange(&mut self.connection, client.body(prompt), &mut row).await;
+        row.finish(result.err(), std::time::Instant::now())
+    }
+
+    /// Finds by trial how an answer of exactly the wished length can be asked for. Each trial is a request for one token; the row of the
+    /// one that worked tells how the server counts the prompt.
+    pub async fn lengthening(
+        &mut self,
+        plan: &BenchPlan,
+        found: &Found,
+        prompt: &str,
+    ) -> Result<(Lengthening, Row), BenchError> {
+        let trials: &[Lengthening] = match found.api {
+            Api::Tgi => &[Lengthening::None],
+            Api::Openai | Api::OpenaiChat => {
+                &[Lengthening::IgnoreEosMinTokens, Lengthening::IgnoreEos, Lengthening::None]
+            }
+        };
+        let workload = WorkloadPlan { output_tokens: 1, ..plan.workload.clone() };
+        let mut refused = None;
+        for &length in trials {
+            let client = Client::new(self.target.clone(), &plan.target, found.api, &workload, &found.model, length);
+            let row = self.try_generate(&client, prompt.to_owned()).await;
+            match row.failure {
+                None => return Ok((length, row)),
+                // Servers that know no such field may say so.
+                Some(failure) if matches!(failure.kind, ErrorKind::Status(400 | 422)) => refused = Some(failure),
+                Some(failure) => return Err(failure.into()),
+            }
+        }
+        Err(refused.map_or(BenchError::UnknownApi, BenchError::from))
+    }
+}

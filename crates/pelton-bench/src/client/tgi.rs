@@ -1,0 +1,101 @@
+//! The Text Generation Inference dialect as a client: `/generate_stream` and `/generate`.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
+
+use super::{malformed, server_error};
+use crate::plan::WorkloadPlan;
+use crate::recorder::{CountedBy, Failure, RowBuilder};
+
+/// The request body without its prompt, which is a string under `inputs`.
+///
+/// Greedy, as `parameters` without `do_sample` mean. The dialect cannot ask for an answer that goes on after the end of text.
+pub fn body(workload: &WorkloadPlan) -> Map<String, Value> {
+    let Value::Object(body) =
+        json!({ "inputs": "", "parameters": { "max_new_tokens": workload.output_tokens, "details": true } })
+    else {
+        unreachable!("the literal is an object")
+    };
+    body
+}
+
+/// What is read of one streamed event; `null` reads as absent.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(default)]
+    token: Option<IgnoredAny>,
+    #[serde(default)]
+    generated_text: Option<IgnoredAny>,
+    #[serde(default, borrow)]
+    details: Option<Details<'a>>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Details<'a> {
+    #[serde(default, borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(default)]
+    generated_tokens: Option<u32>,
+    #[serde(default)]
+    input_length: Option<u32>,
+}
+
+/// Reads one streamed answer.
+#[derive(Debug, Default)]
+pub struct StreamReader {
+    ended: bool,
+    counted: Option<u32>,
+}
+
+impl StreamReader {
+    /// One event, from a read at `at`.
+    pub fn event(&mut self, data: &str, at: Instant, row: &mut RowBuilder) -> Result<(), Failure> {
+        let event: Event<'_> = serde_json::from_str(data).map_err(|error| malformed(error, data))?;
+        if let Some(error) = event.error {
+            return Err(server_error(&error));
+        }
+        row.touch(at);
+        if event.token.is_some() {
+            row.arrived(at, 1, 1);
+        }
+        if let Some(details) = event.details {
+            self.counted = details.generated_tokens;
+            details.input_length.into_iter().for_each(|n| row.prompt_tokens(n));
+            details.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
+        }
+        self.ended |= event.generated_text.is_some();
+        Ok(())
+    }
+
+    /// The stream is over; false if that is too early.
+    pub fn end(&mut self, row: &mut RowBuilder) -> bool {
+        match self.counted {
+            Some(tokens) => row.count(tokens, CountedBy::Server),
+            None => row.count(row.tokens_so_far(), CountedBy::Events),
+        }
+        self.ended
+    }
+}
+
+#[derive(Deserialize)]
+struct Whole<'a> {
+    #[serde(rename = "generated_text")]
+    _generated_text: IgnoredAny,
+    #[serde(default, borrow)]
+    details: Option<Details<'a>>,
+}
+
+/// Reads an answer that is not streamed. Returns its number of generated tokens, if the server says it.
+pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> {
+    let whole: Whole<'_> =
+        serde_json::from_slice(body).map_err(|error| malformed(error, &String::from_utf8_lossy(body)))?;
+    let Some(details) = whole.details else { return Ok(None) };
+    details.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
+    Ok(details.generated_tokens)
+}

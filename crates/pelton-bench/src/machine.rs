@@ -1,0 +1,62 @@
+//! The machine that measures, and what measuring costs it. Read from `/proc`; elsewhere the answers are unknown.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Stored with every result: a number without its machine says little.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// Processor model, or the architecture if the system does not name it.
+    pub cpu: String,
+    /// Processors that this process may use.
+    pub cores: usize,
+    /// Physical memory.
+    pub memory_bytes: Option<u64>,
+    /// Operating system and kernel release.
+    pub system: String,
+}
+
+impl Machine {
+    /// This machine.
+    pub fn here() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let memory_kib =
+            field(&read("/proc/meminfo"), "MemTotal").and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
+        Self {
+            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: memory_kib.map(|kib| kib * 1024),
+            system: format!("{} {}", std::env::consts::OS, read("/proc/sys/kernel/osrelease").trim())
+                .trim_end()
+                .to_owned(),
+        }
+    }
+}
+
+/// How long a thread has run, and how long it waited for a processor while it could have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadTime {
+    /// Time on a processor.
+    pub ran: Duration,
+    /// Time in the run queue.
+    pub waited: Duration,
+}
+
+impl ThreadTime {
+    /// Of the calling thread, since it began.
+    pub fn now() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+        let mut numbers = text.split_whitespace().map(|number| number.parse().map(Duration::from_nanos));
+        Some(Self { ran: numbers.next()?.ok()?, waited: numbers.next()?.ok()? })
+    }
+
+    /// What was added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self { ran: self.ran.saturating_sub(before.ran), waited: self.waited.saturating_sub(before.waited) }
+    }
+}
