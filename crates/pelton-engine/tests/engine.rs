@@ -127,6 +127,14 @@ fn gated_engine(config: EngineConfig, fake: FakeConfig) -> (EngineHandle, Gate) 
     (start(Box::new(model), config).unwrap(), Gate { began: began_there, go_on: go_on_there })
 }
 
+/// Servers share one handle among their threads and move streams between them.
+const _: () = {
+    const fn shared<T: Clone + Send + Sync>() {}
+    const fn moved<T: Send + Unpin>() {}
+    shared::<EngineHandle>();
+    moved::<TokenStream>();
+};
+
 #[test]
 fn a_scripted_answer_arrives_in_order_with_its_timeline() {
     let engine = engine(CONFIG, fake());
@@ -331,7 +339,7 @@ fn shutdown_cuts_at_the_deadline() {
     gate.wait();
     let handle = engine.clone();
     let there = std::thread::spawn(move || handle.shutdown(Instant::now()));
-    // The message is in the inbox as soon as admission is closed and a moment has passed; steps go on until it is read.
+    // Steps go on until the message is read.
     while !there.is_finished() {
         let _ = gate.go_on.send(());
         let _ = gate.began.try_recv();
