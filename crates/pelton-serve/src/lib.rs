@@ -1,1 +1,22 @@
-//! See Cargo.toml.
+//! The server: one internal request, one stream of events, many dialects over HTTP.
+//!
+//! [`run`] serves a listener until it is told to stop; [`router`] is the same without a socket. Reading order: `http` owns connections,
+//! `dialects` translate the wire, `generate` turns a request into events, `metrics` counts what happened. This crate knows no backend, no
+//! kernel and no model file.
+#![forbid(unsafe_code)]
+
+mod body;
+mod config;
+mod dialects;
+mod generate;
+mod health;
+mod http;
+mod metrics;
+mod refusal;
+mod server;
+mod sse;
+mod timing;
+
+pub use self::http::{ServeOutcome, ServeRunError, router, run};
+pub use config::{Limits, ServeConfig};
+pub use server::Server;

@@ -1,0 +1,172 @@
+//! Reading a request's body: bounded in size and time, JSON with errors that say where.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http::{HeaderMap, HeaderName};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+
+use crate::generate::ServeError;
+use crate::server::Server;
+
+/// How much of a body beyond the limit is read and thrown away, in multiples of the limit. A client that is still sending does not listen, and
+/// would see a broken connection in place of the answer.
+const MAX_DISCARDED: usize = 16;
+
+/// Checks the key, then reads and parses the body of `request`.
+pub(crate) async fn read_json<T: DeserializeOwned>(server: &Server, request: Request) -> Result<T, ServeError> {
+    let (parts, body) = request.into_parts();
+    authorize(server.config().api_key.as_deref(), &parts.headers)?;
+    check_content_type(&parts.headers)?;
+    let bytes = read(&parts.headers, body, server.config().payload_limit, server.config().read_timeout).await?;
+    parse(&bytes)
+}
+
+fn authorize(key: Option<&str>, headers: &HeaderMap) -> Result<(), ServeError> {
+    let Some(key) = key else { return Ok(()) };
+    let given = header(headers, http::header::AUTHORIZATION).unwrap_or_default();
+    let given =
+        given.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, given)| given);
+    match given {
+        Some(given) if is_equal(given.as_bytes(), key.as_bytes()) => Ok(()),
+        _ => Err(ServeError::Unauthorized),
+    }
+}
+
+/// Compares without telling by its duration where the difference is.
+fn is_equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+/// A body without a stated type is taken as JSON.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ServeError> {
+    let Some(stated) = header(headers, CONTENT_TYPE) else { return Ok(()) };
+    let media_type = stated.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json")) {
+        return Ok(());
+    }
+    Err(ServeError::ContentType(stated.chars().take(100).collect()))
+}
+
+async fn read(headers: &HeaderMap, body: Body, limit: usize, patience: Duration) -> Result<Bytes, ServeError> {
+    let announced = header(headers, CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) && headers.contains_key(EXPECT) {
+        return Err(ServeError::BodyTooLarge { limit }); // The client asks before it sends.
+    }
+    tokio::time::timeout(patience, collect(body, limit, announced.unwrap_or(0)))
+        .await
+        .unwrap_or_else(|_| Err(ServeError::BodyIncomplete(format!("waited {} seconds", patience.as_secs()))))
+}
+
+async fn collect(mut body: Body, limit: usize, announced: usize) -> Result<Bytes, ServeError> {
+    let mut bytes = BytesMut::with_capacity(announced.min(limit));
+    let mut total = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ServeError::BodyIncomplete(error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        total += data.remaining();
+        if total > limit.saturating_mul(MAX_DISCARDED) {
+            break;
+        }
+        if total > limit {
+            bytes = BytesMut::new();
+        } else {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if total > limit { Err(ServeError::BodyTooLarge { limit }) } else { Ok(bytes.freeze()) }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| ServeError::Syntax(format!("not UTF-8: {error}")))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.is_data() { shape(path, inner.to_string()) } else { ServeError::Syntax(inner.to_string()) }
+    })?;
+    json.end().map_err(|error| ServeError::Syntax(error.to_string()))?;
+    Ok(value)
+}
+
+/// Type errors inside flattened structures have lost the path and tell it at the front of the message instead.
+fn shape(path: String, problem: String) -> ServeError {
+    if path != "." {
+        return ServeError::Shape { path, problem };
+    }
+    let is_path = |path: &str| !path.is_empty() && !path.contains(' ');
+    match problem.split_once(": ") {
+        Some((path, rest)) if is_path(path) => ServeError::Shape { path: path.into(), problem: rest.into() },
+        _ => ServeError::Shape { path: "body".into(), problem },
+    }
+}
+
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pelton_protocol::{openai, tgi};
+
+    fn shape_of<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {
+        match parse::<T>(body.as_bytes()).expect_err("the body is of another form") {
+            ServeError::Shape { path, problem } => (path, problem),
+            error => panic!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn type_errors_name_the_field() {
+        let (path, problem) = shape_of::<tgi::GenerateRequest>(r#"{"inputs": "x", "parameters": {"top_k": "many"}}"#);
+        assert_eq!(path, "parameters.top_k");
+        assert!(problem.contains("many"), "{problem}");
+        assert_eq!(shape_of::<openai::CompletionRequest>(r#"{"prompt": "x", "temperature": []}"#).0, "temperature");
+        assert!(shape_of::<openai::CompletionRequest>("{}").1.contains("prompt"));
+        assert!(shape_of::<openai::CompletionRequest>("[]").1.contains("expected"));
+    }
+
+    #[test]
+    fn broken_json_is_told_apart_from_wrong_json() {
+        for body in [&b"{\"inputs\":"[..], b"{\"inputs\": \"\xFF\"}", b"{\"inputs\": \"x\"} trailing", b""] {
+            assert!(matches!(parse::<tgi::GenerateRequest>(body), Err(ServeError::Syntax(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_compared_whole() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(authorize(None, &headers), Ok(()));
+        assert_eq!(authorize(Some("secret"), &headers), Err(ServeError::Unauthorized));
+        for (value, expected) in [
+            ("Bearer secret", Ok(())),
+            ("bearer secret", Ok(())),
+            ("Bearer secre", Err(ServeError::Unauthorized)),
+            ("Bearer SECRET", Err(ServeError::Unauthorized)),
+            ("secret", Err(ServeError::Unauthorized)),
+        ] {
+            headers.insert(http::header::AUTHORIZATION, value.parse().expect("a header value"));
+            assert_eq!(authorize(Some("secret"), &headers), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn content_types() {
+        for (value, is_json) in [
+            ("application/json", true),
+            ("application/json; charset=utf-8", true),
+            ("application/problem+json", true),
+            ("text/plain", false),
+            ("application/x-www-form-urlencoded", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().expect("a header value"))]);
+            assert_eq!(check_content_type(&headers).is_ok(), is_json, "{value}");
+        }
+        assert_eq!(check_content_type(&HeaderMap::new()), Ok(()));
+    }
+}

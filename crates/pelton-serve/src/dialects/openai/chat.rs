@@ -1,0 +1,343 @@
+//! `/v1/chat/completions`: parse, whole, chunk.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::response::{AppendHeaders, IntoResponse, Json, Response};
+use http::HeaderMap;
+use pelton_protocol::openai::{
+    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, ChatRequest,
+    ChatResponse, ChatTokenLogprob, ChatTopLogprob, Content,
+};
+use pelton_protocol::sse::DONE;
+use pelton_text::TextModel;
+use serde_json::{Map, Value};
+
+use super::{
+    UsageWanted, finite, id_suffix, model_name, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
+    usage_of, usage_wanted, wire_reason,
+};
+use crate::generate::{
+    Chat, DetailsRequest, Field, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken, Generation, Prompt,
+    ServeError, submit,
+};
+use crate::metrics::RequestRecord;
+use crate::server::{Server, unix_seconds};
+use crate::{body, sse, timing};
+
+pub(super) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let arrived_at = Instant::now();
+    let headers = request.headers().clone();
+    let answer = async {
+        let wire = body::read_json(&server, request).await?;
+        let (request, asked) = parse(wire, &headers, &server)?;
+        if asked.stream {
+            stream(&server, request, asked, arrived_at).await
+        } else {
+            whole(&server, request, asked, arrived_at).await
+        }
+    };
+    answer.await.unwrap_or_else(|error| refuse(&server, &error, field_name))
+}
+
+fn field_name(field: Field) -> &'static str {
+    match field {
+        Field::Prompt => "messages",
+        Field::TopTokens => "top_logprobs",
+        field => super::field_name(field),
+    }
+}
+
+// Parse.
+
+/// What the answer needs to know of the request beside the events.
+struct Asked {
+    id: String,
+    model: String,
+    stream: bool,
+    usage: UsageWanted,
+    logprobs: bool,
+    tokens_as_ids: bool,
+}
+
+fn parse(wire: ChatRequest, headers: &HeaderMap, server: &Server) -> Result<(GenerateRequest, Asked), ServeError> {
+    refuse_unsupported(&wire)?;
+    let fields = &wire.sampling;
+    sampling::refuse_unsupported(fields)?;
+    let model = model_name(server, wire.model)?;
+    let stream = wire.stream == Some(true);
+    let usage = usage_wanted(stream, wire.stream_options)?;
+
+    let logprobs = wire.logprobs == Some(true);
+    if wire.top_logprobs.is_some_and(|top| top != 0) && !logprobs {
+        let message = "`top_logprobs` needs `logprobs` to be true".into();
+        return Err(ServeError::Conflict { field: "top_logprobs", message });
+    }
+    let top_tokens = sampling::top_tokens(wire.top_logprobs.unwrap_or(0), server.config().max_logprobs)?;
+    let max_tokens = wire.max_completion_tokens.or(fields.max_tokens);
+    if max_tokens == Some(0) {
+        return Err(ServeError::value(Field::MaxTokens, "must be >= 1", 0));
+    }
+    let continue_final_message = wire.continue_final_message == Some(true);
+    if continue_final_message && wire.add_generation_prompt == Some(true) {
+        let message = "`continue_final_message` and `add_generation_prompt` exclude each other".into();
+        return Err(ServeError::Conflict { field: "continue_final_message", message });
+    }
+    let mut variables = wire.chat_template_kwargs.unwrap_or_default();
+    if let Some(documents) = wire.documents {
+        variables.insert("documents".into(), documents);
+    }
+    let messages = wire.messages.into_iter().enumerate().map(|(index, message)| template_message(index, message));
+    let chat = Chat {
+        messages: messages.collect::<Result<_, _>>()?,
+        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continue_final_message),
+        continue_final_message,
+        variables,
+    };
+    let asked = Asked {
+        id: format!("chatcmpl-{}", id_suffix(headers, fields.request_id.as_deref())),
+        model,
+        stream,
+        usage,
+        logprobs,
+        tokens_as_ids: fields.return_tokens_as_token_ids == Some(true),
+    };
+    let request = GenerateRequest {
+        dialect: "openai.chat",
+        prompts: vec![Prompt::Chat(chat)],
+        // Templates write them.
+        add_special_tokens: fields.add_special_tokens.unwrap_or(false),
+        truncate: fields.truncate_prompt_tokens,
+        num_choices: fields.n.unwrap_or(1),
+        sampling: sampling::sampling(fields)?,
+        stopping: sampling::stopping(fields, max_tokens, None),
+        details: DetailsRequest {
+            logprobs,
+            top_tokens,
+            prompt: false,
+            skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
+        },
+    };
+    Ok((request, asked))
+}
+
+/// Refuses the fields that are known and not built, unless they are set to what happens anyway.
+fn refuse_unsupported(wire: &ChatRequest) -> Result<(), ServeError> {
+    let is_none = |choice: &Value| choice == "none" || choice == "auto";
+    let is_text = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
+    refuse_set("tools", &wire.tools)?;
+    refuse_set("tool_choice", &wire.tool_choice.as_ref().filter(|choice| !is_none(choice)))?;
+    refuse_set("functions", &wire.functions)?;
+    refuse_set("function_call", &wire.function_call.as_ref().filter(|choice| !is_none(choice)))?;
+    refuse_set("reasoning_effort", &wire.reasoning_effort)?;
+    refuse_set("echo", &wire.echo.filter(|&wanted| wanted))?;
+    refuse_set("chat_template", &wire.chat_template)?;
+    refuse_set("modalities", &wire.modalities.as_ref().filter(|kinds| !is_text(kinds)))
+}
+
+/// A message as templates read it: with its text in one string.
+fn template_message(index: usize, message: ChatMessage) -> Result<Value, ServeError> {
+    let ChatMessage { role, content, name, tool_calls, tool_call_id, other } = message;
+    let content = match content {
+        Some(Content::Text(text)) => Value::String(text),
+        Some(Content::Parts(parts)) => {
+            let mut text = String::new();
+            for (part_index, part) in parts.into_iter().enumerate() {
+                let path = |field| format!("messages[{index}].content[{part_index}].{field}");
+                if part.kind != "text" {
+                    let kind: String = part.kind.chars().take(40).collect();
+                    let problem = format!("only text parts are supported. Given: {kind}");
+                    return Err(ServeError::Shape { path: path("type"), problem });
+                }
+                let missing = || ServeError::Shape { path: path("text"), problem: "missing".into() };
+                text.push_str(&part.text.ok_or_else(missing)?);
+            }
+            Value::String(text)
+        }
+        None if tool_calls.is_some() => Value::Null,
+        None => {
+            let problem = "must be a string or a list of text parts. Given: nothing".into();
+            return Err(ServeError::Shape { path: format!("messages[{index}].content"), problem });
+        }
+    };
+    let mut fields = Map::from_iter([("role".to_owned(), Value::String(role)), ("content".to_owned(), content)]);
+    fields.extend(other);
+    fields.extend(name.map(|name| ("name".to_owned(), Value::String(name))));
+    fields.extend(tool_calls.map(|calls| ("tool_calls".to_owned(), Value::Array(calls))));
+    fields.extend(tool_call_id.map(|id| ("tool_call_id".to_owned(), Value::String(id))));
+    Ok(Value::Object(fields))
+}
+
+// Whole.
+
+async fn whole(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    asked: Asked,
+    arrived_at: Instant,
+) -> Result<Response, ServeError> {
+    let stream = submit(server, request, arrived_at).await?;
+    let prompts = stream.prompts().to_vec();
+    let Generation { choices, record, .. } = Generation::fold(stream).await?;
+    let headers = timing::whole_headers(server, &prompts, &record);
+    let answer = |(index, choice): (usize, crate::generate::Choice)| ChatChoice {
+        index: index as u32,
+        message: AssistantMessage {
+            role: "assistant".into(),
+            content: Some(choice.text),
+            refusal: None,
+            tool_calls: None,
+            reasoning_content: None,
+        },
+        logprobs: asked.logprobs.then(|| ChatLogprobs {
+            content: choice.tokens.iter().map(|token| logprob(token, server.text(), asked.tokens_as_ids)).collect(),
+        }),
+        finish_reason: Some(wire_reason(&choice.reason).into()),
+        stop_reason: stop_reason(&choice.reason),
+    };
+    let body = ChatResponse {
+        id: asked.id,
+        object: "chat.completion".into(),
+        created: unix_seconds(),
+        model: asked.model,
+        choices: choices.into_iter().enumerate().map(answer).collect(),
+        usage: Some(usage_of(&record)),
+    };
+    Ok((AppendHeaders(headers), Json(body)).into_response())
+}
+
+fn logprob(token: &GeneratedToken, text: &TextModel, tokens_as_ids: bool) -> ChatTokenLogprob {
+    let name = |id| if tokens_as_ids { format!("token_id:{id}") } else { text.token_text(id) };
+    let top = token.top.iter().map(|&(id, logprob)| ChatTopLogprob {
+        token: name(id),
+        logprob: finite(logprob),
+        bytes: Some(text.token_bytes(id)),
+    });
+    ChatTokenLogprob {
+        token: name(token.id),
+        logprob: finite(token.logprob.unwrap_or(0.0)),
+        bytes: Some(text.token_bytes(token.id)),
+        top_logprobs: top.collect(),
+    }
+}
+
+// Chunk.
+
+async fn stream(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    asked: Asked,
+    arrived_at: Instant,
+) -> Result<Response, ServeError> {
+    let stream = submit(server, request, arrived_at).await?;
+    let headers = timing::stream_headers(server, stream.prompts());
+    let chunks = Chunks::new(server.text().clone(), asked, &stream);
+    Ok(sse::response(headers, stream, chunks))
+}
+
+struct Chunks {
+    text: TextModel,
+    asked: Asked,
+    /// Whether the role of each choice was told.
+    has_begun: Vec<bool>,
+    num_prompt_tokens: u32,
+    num_generated_tokens: u32,
+    /// Written again and again with other contents; always one choice.
+    chunk: ChatChunk,
+}
+
+impl Chunks {
+    fn new(text: TextModel, mut asked: Asked, stream: &GenerateStream) -> Self {
+        let choice = ChatChunkChoice {
+            index: 0,
+            delta: ChatDelta::default(),
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+        };
+        let chunk = ChatChunk {
+            id: std::mem::take(&mut asked.id),
+            object: "chat.completion.chunk".into(),
+            created: unix_seconds(),
+            model: std::mem::take(&mut asked.model),
+            choices: vec![choice],
+            usage: None,
+        };
+        let has_begun = vec![false; stream.num_sequences() as usize];
+        let num_prompt_tokens = stream.prompts().iter().map(|prompt| prompt.tokens.len() as u32).sum();
+        Self { text, asked, has_begun, num_prompt_tokens, num_generated_tokens: 0, chunk }
+    }
+
+    /// Writes the chunk and empties it.
+    fn send(&mut self, out: &mut Vec<u8>) {
+        if self.asked.usage.with_every_chunk {
+            self.chunk.usage = Some(usage(self.num_prompt_tokens, self.num_generated_tokens));
+        }
+        sse::write(&self.chunk, out);
+        let piece = &mut self.chunk.choices[0];
+        piece.delta = ChatDelta::default();
+        (piece.logprobs, piece.finish_reason, piece.stop_reason) = (None, None, None);
+    }
+
+    /// The first chunk of a choice, right before its first text.
+    fn begin(&mut self, choice: u32, out: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.has_begun[choice as usize], true) {
+            let piece = &mut self.chunk.choices[0];
+            piece.index = choice;
+            piece.delta.role = Some("assistant".into());
+            piece.delta.content = Some(String::new());
+            self.send(out);
+        }
+    }
+
+    /// Fills the chunk; says whether there is anything in it.
+    fn fill(&mut self, choice: u32, token: GeneratedToken) -> bool {
+        self.num_generated_tokens += 1;
+        let piece = &mut self.chunk.choices[0];
+        piece.index = choice;
+        piece.logprobs = self
+            .asked
+            .logprobs
+            .then(|| ChatLogprobs { content: vec![logprob(&token, &self.text, self.asked.tokens_as_ids)] });
+        let has_content = !token.text.is_empty() || self.asked.logprobs;
+        piece.delta.content = Some(token.text);
+        has_content
+    }
+}
+
+impl sse::Chunks for Chunks {
+    fn event(&mut self, event: GenerateEvent, out: &mut Vec<u8>) {
+        match event {
+            GenerateEvent::Prompt { .. } => {}
+            GenerateEvent::Token { choice, token, is_last } => {
+                self.begin(choice, out);
+                if self.fill(choice, token) && !is_last {
+                    self.send(out);
+                }
+            }
+            // What a last token has filled in goes out with the reason.
+            GenerateEvent::Finished { choice, reason } => {
+                let piece = &mut self.chunk.choices[0];
+                piece.index = choice;
+                piece.finish_reason = Some(wire_reason(&reason).into());
+                piece.stop_reason = stop_reason(&reason);
+                self.send(out);
+            }
+        }
+    }
+
+    fn end(&mut self, record: &RequestRecord, out: &mut Vec<u8>) {
+        if self.asked.usage.at_end {
+            self.chunk.choices.clear();
+            self.chunk.usage = Some(usage_of(record));
+            sse::write(&self.chunk, out);
+        }
+        out.extend_from_slice(DONE);
+    }
+
+    fn error(&mut self, error: &ServeError, out: &mut Vec<u8>) {
+        sse::write(&refusal_body(error, field_name).1, out);
+        out.extend_from_slice(DONE);
+    }
+}

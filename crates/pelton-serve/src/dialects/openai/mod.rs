@@ -1,0 +1,207 @@
+//! The OpenAI dialect, with the sampling extras of vLLM: routes, refusal, and what completions and chat share.
+//!
+//! Where it differs from vLLM on purpose: errors before a stream begins have their HTTP status; more work than fits is refused with 429 at
+//! once; `n` above 1 is allowed with greedy sampling; `suffix` fills in the middle; a wrong key is told as an error object.
+
+mod chat;
+mod completions;
+mod models;
+mod sampling;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, StatusCode, Uri};
+use pelton_protocol::openai::{
+    ErrorBody, ErrorCode, ErrorObject, PromptTokensDetails, StopReason, StreamOptions, Usage,
+};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::generate::{Field, FinishReason, ServeError};
+use crate::metrics::RequestRecord;
+use crate::refusal;
+use crate::server::Server;
+
+/// Routes below `/v1`.
+pub(super) fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/models", get(models::list))
+        .route("/models/{*id}", get(models::one))
+        .route("/completions", post(completions::create))
+        .route("/chat/completions", post(chat::create))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+}
+
+// Shared by requests.
+
+/// What the two endpoints call their fields.
+type Names = fn(Field) -> &'static str;
+
+/// Characters of a request id that are kept.
+const MAX_ID_CHARACTERS: usize = 128;
+
+/// The name to report: the requested one, or the first served one.
+fn model_name(server: &Server, requested: Option<String>) -> Result<String, ServeError> {
+    match requested {
+        None => Ok(server.config().model_name().to_owned()),
+        Some(name) if server.config().serves(&name) => Ok(name),
+        Some(name) => Err(ServeError::UnknownModel(name)),
+    }
+}
+
+/// The part of an answer's id after its prefix: the client's, or a random one.
+fn id_suffix(headers: &HeaderMap, given: Option<&str>) -> String {
+    let header = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    match header.or(given).filter(|id| !id.is_empty()) {
+        Some(id) => id.chars().take(MAX_ID_CHARACTERS).collect(),
+        None => format!("{:032x}", fastrand::u128(..)),
+    }
+}
+
+/// What to send besides text while streaming.
+#[derive(Clone, Copy)]
+struct UsageWanted {
+    at_end: bool,
+    with_every_chunk: bool,
+}
+
+fn usage_wanted(stream: bool, options: Option<StreamOptions>) -> Result<UsageWanted, ServeError> {
+    if options.is_some() && !stream {
+        let message = "`stream_options` needs `stream` to be true".into();
+        return Err(ServeError::Conflict { field: "stream_options", message });
+    }
+    let options = options.unwrap_or_default();
+    Ok(UsageWanted {
+        at_end: options.include_usage == Some(true),
+        with_every_chunk: options.continuous_usage_stats == Some(true),
+    })
+}
+
+/// Refuses what is set to `value` and not built.
+fn refuse_set<T>(field: &'static str, value: &Option<T>) -> Result<(), ServeError> {
+    match value {
+        None => Ok(()),
+        Some(_) => Err(ServeError::unsupported(field, "this server does not have it")),
+    }
+}
+
+// Shared by answers.
+
+fn usage(num_prompt_tokens: u32, num_generated_tokens: u32) -> Usage {
+    Usage {
+        prompt_tokens: num_prompt_tokens,
+        completion_tokens: num_generated_tokens,
+        total_tokens: num_prompt_tokens + num_generated_tokens,
+        prompt_tokens_details: None,
+    }
+}
+
+fn usage_of(record: &RequestRecord) -> Usage {
+    let details = PromptTokensDetails { cached_tokens: record.num_cached_tokens };
+    Usage { prompt_tokens_details: Some(details), ..usage(record.num_prompt_tokens, record.num_generated_tokens) }
+}
+
+fn wire_reason(reason: &FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::EndOfText | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+    }
+}
+
+fn stop_reason(reason: &FinishReason) -> Option<StopReason> {
+    match reason {
+        FinishReason::Length | FinishReason::EndOfText => None,
+        FinishReason::StopToken(token) => Some(StopReason::Token(*token)),
+        FinishReason::StopString(stop) => Some(StopReason::Text(stop.to_string())),
+    }
+}
+
+/// JSON has no infinity.
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+// Refusal.
+
+fn refuse(server: &Server, error: &ServeError, names: Names) -> Response {
+    let (status, body) = refusal_body(error, names);
+    refusal::response(server, error, status, &body)
+}
+
+fn refusal_body(error: &ServeError, names: Names) -> (StatusCode, ErrorBody) {
+    let (status, kind) = match error {
+        ServeError::Syntax(_)
+        | ServeError::Shape { .. }
+        | ServeError::Invalid(_)
+        | ServeError::Unsupported { .. }
+        | ServeError::Conflict { .. }
+        | ServeError::Template(_) => (StatusCode::BAD_REQUEST, "BadRequestError"),
+        ServeError::BodyIncomplete(_) => (StatusCode::REQUEST_TIMEOUT, "BadRequestError"),
+        ServeError::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "BadRequestError"),
+        ServeError::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "BadRequestError"),
+        ServeError::UnknownModel(_) | ServeError::NotFound(_) => (StatusCode::NOT_FOUND, "NotFoundError"),
+        ServeError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedError"),
+        ServeError::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
+        ServeError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
+        ServeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError"),
+        ServeError::EngineFailed | ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
+    };
+    let message = match error {
+        ServeError::Invalid(invalid) => invalid.message(names),
+        error => error.to_string(),
+    };
+    let param = match error {
+        ServeError::Shape { path, .. } => Some(path.clone()),
+        ServeError::Invalid(invalid) => Some(names(invalid.field()).to_owned()),
+        ServeError::Unsupported { field, .. } | ServeError::Conflict { field, .. } => Some((*field).to_owned()),
+        ServeError::UnknownModel(_) => Some("model".to_owned()),
+        ServeError::Template(_) => Some("messages".to_owned()),
+        _ => None,
+    };
+    let code = Some(ErrorCode::Number(status.as_u16()));
+    (status, ErrorBody { error: ErrorObject { message, kind: kind.to_owned(), param, code } })
+}
+
+/// Spelling of the fields that both endpoints have; the others are theirs.
+fn field_name(field: Field) -> &'static str {
+    match field {
+        Field::Prompt => "prompt",
+        Field::MaxTokens => "max_tokens",
+        Field::MinTokens => "min_tokens",
+        Field::Temperature => "temperature",
+        Field::TopK => "top_k",
+        Field::TopP => "top_p",
+        Field::MinP => "min_p",
+        Field::TypicalP => "typical_p",
+        Field::RepetitionPenalty => "repetition_penalty",
+        Field::FrequencyPenalty => "frequency_penalty",
+        Field::PresencePenalty => "presence_penalty",
+        Field::LogitBias => "logit_bias",
+        Field::Stop => "stop",
+        Field::StopTokens => "stop_token_ids",
+        Field::Choices => "n",
+        Field::BestOf => "best_of",
+        Field::TopTokens => "logprobs",
+        Field::Truncate => "truncate_prompt_tokens",
+    }
+}
+
+async fn not_found(State(server): State<Arc<Server>>, uri: Uri) -> Response {
+    refuse(&server, &ServeError::NotFound(uri.path().chars().take(200).collect()), field_name)
+}
+
+async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Method) -> Response {
+    refuse(&server, &ServeError::MethodNotAllowed(method.to_string()), field_name)
+}
+
+/// A handler panicked: a bug, told to the log by the panic itself. The server goes on.
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    let (status, body) = refusal_body(&ServeError::Internal, field_name);
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,489 @@
+//! The dialect of text-generation-inference: parse, chunk, whole, refusal; and its routes.
+//!
+//! Where it differs from TGI 3.3 on purpose: errors before a stream begins have their HTTP status; every error is JSON and names field, limit
+//! and value; `top_p` and `typical_p` of 1 are taken (and change nothing); stop strings are found anywhere, not only at the end of a token, and
+//! the text ends with them; prompt details need no server setting; `max_new_tokens` beyond the context is refused.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use http::{StatusCode, Uri};
+use pelton_protocol::tgi::{
+    BestOfSequence, Details, ErrorBody, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
+    GenerateResponse, Info, PrefillToken, StreamDetails, StreamResponse, Token, TokenizedToken,
+};
+use pelton_text::TextModel;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::generate::{
+    Choice, Defaults, DetailsRequest, Field, FinishReason, GenerateEvent, GenerateRequest, GenerateStream,
+    GeneratedToken, Generation, Prompt, SamplingRequest, ServeError, StoppingRequest, submit,
+};
+use crate::metrics::RequestRecord;
+use crate::server::Server;
+use crate::{ServeConfig, body, health, refusal, sse, timing};
+
+pub(super) fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/", post(compat).get(health::health))
+        .route("/generate", post(generate))
+        .route("/generate_stream", post(generate_stream))
+        .route("/info", get(info))
+        .route("/tokenize", post(tokenize))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+}
+
+async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let arrived_at = Instant::now();
+    let answer = async {
+        let wire = body::read_json(&server, request).await?;
+        let (request, asked) = parse(wire, server.config(), Delivery::Whole)?;
+        whole(&server, request, &asked, arrived_at).await
+    };
+    answer.await.map(|(headers, body)| (headers, Json(body)).into_response()).unwrap_or_else(|e| refuse(&server, &e))
+}
+
+async fn generate_stream(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let arrived_at = Instant::now();
+    let answer = async {
+        let wire = body::read_json(&server, request).await?;
+        let (request, asked) = parse(wire, server.config(), Delivery::Stream)?;
+        stream(&server, request, asked, arrived_at).await
+    };
+    answer.await.unwrap_or_else(|error| refuse(&server, &error))
+}
+
+/// `POST /`: the body says whether to stream, and the whole answer is wrapped in an array.
+async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let arrived_at = Instant::now();
+    let answer = async {
+        let mut wire: WireRequest = body::read_json(&server, request).await?;
+        wire.parameters.return_full_text.get_or_insert(server.config().compat_return_full_text);
+        if wire.stream {
+            let (request, asked) = parse(wire, server.config(), Delivery::Stream)?;
+            return stream(&server, request, asked, arrived_at).await;
+        }
+        let (request, asked) = parse(wire, server.config(), Delivery::Whole)?;
+        let (headers, body) = whole(&server, request, &asked, arrived_at).await?;
+        Ok((headers, Json([body])).into_response())
+    };
+    answer.await.unwrap_or_else(|error| refuse(&server, &error))
+}
+
+async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Response {
+    let answer = async {
+        let wire: WireRequest = body::read_json(&server, request).await?;
+        let tokens = crate::generate::tokenize(&server, wire.inputs).await?;
+        let tokens = tokens.into_iter().map(|token| TokenizedToken {
+            id: token.id,
+            text: token.text,
+            start: token.start,
+            stop: token.stop,
+        });
+        Ok(Json(tokens.collect::<Vec<_>>()).into_response())
+    };
+    answer.await.unwrap_or_else(|error| refuse(&server, &error))
+}
+
+async fn info(State(server): State<Arc<Server>>) -> Json<Info> {
+    let (config, limits) = (server.config(), server.limits());
+    Json(Info {
+        model_id: config.model_id.clone(),
+        model_sha: config.model_sha.clone(),
+        model_pipeline_tag: config.model_pipeline_tag.clone(),
+        model_dtype: Some(config.model_dtype.clone()),
+        model_device_type: Some(config.model_device_type.clone()),
+        max_concurrent_requests: config.max_concurrent_requests,
+        max_best_of: config.max_best_of,
+        max_stop_sequences: config.max_stop_sequences,
+        max_input_tokens: limits.max_input_tokens,
+        max_total_tokens: limits.max_total_tokens,
+        validation_workers: config.validation_workers,
+        max_client_batch_size: config.max_client_batch_size,
+        router: env!("CARGO_PKG_NAME").into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        sha: None,
+        docker_label: None,
+    })
+}
+
+// Parse.
+
+/// What the answer needs to know of the request beside the events.
+struct Asked {
+    /// `inputs`, if the text shall begin with it.
+    full_text: Option<String>,
+    details: bool,
+    prefill: bool,
+    best_of: bool,
+    /// Whether tokens are drawn, so that there is a seed to tell.
+    is_sampled: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Whole,
+    Stream,
+}
+
+fn parse(wire: WireRequest, config: &ServeConfig, delivery: Delivery) -> Result<(GenerateRequest, Asked), ServeError> {
+    let parameters = wire.parameters;
+    check(&parameters, config, delivery)?;
+    let GenerateParameters { best_of, do_sample, temperature, top_k, top_p, typical_p, .. } = parameters;
+    let is_sampled = is_sampled(&parameters);
+    let asked = Asked {
+        full_text: (parameters.return_full_text == Some(true)).then(|| wire.inputs.clone()),
+        details: parameters.details || parameters.decoder_input_details,
+        prefill: parameters.decoder_input_details,
+        best_of: best_of.unwrap_or(1) > 1,
+        is_sampled: do_sample || is_sampled,
+    };
+    let request = GenerateRequest {
+        dialect: "tgi",
+        prompts: vec![Prompt::Text(wire.inputs)],
+        add_special_tokens: true,
+        truncate: parameters.truncate.map(i64::from),
+        num_choices: best_of.unwrap_or(1),
+        sampling: SamplingRequest {
+            defaults: Defaults::Neutral,
+            temperature: if asked.is_sampled { temperature } else { Some(0.0) },
+            top_k: top_k.map(i64::from),
+            top_p,
+            min_p: None,
+            typical_p,
+            repetition_penalty: parameters.repetition_penalty,
+            frequency_penalty: parameters.frequency_penalty,
+            presence_penalty: None,
+            logit_bias: Vec::new(),
+            seed: parameters.seed,
+        },
+        stopping: StoppingRequest {
+            max_tokens: parameters.max_new_tokens,
+            default_max_tokens: config.default_max_new_tokens,
+            min_tokens: 0,
+            stop: parameters.stop,
+            include_stop: true,
+            stop_tokens: Vec::new(),
+            ignore_eos: false,
+        },
+        details: DetailsRequest {
+            logprobs: asked.details || asked.best_of || delivery == Delivery::Stream,
+            top_tokens: parameters.top_n_tokens.unwrap_or(0),
+            prompt: asked.prefill,
+            skip_special_tokens: true,
+        },
+    };
+    Ok((request, asked))
+}
+
+/// Whether a parameter that only makes sense for draws is set to something that has an effect.
+fn is_sampled(parameters: &GenerateParameters) -> bool {
+    let has_effect = |share: Option<f32>| share.is_some_and(|share| share != 1.0);
+    has_effect(parameters.temperature)
+        || parameters.top_k.is_some()
+        || has_effect(parameters.top_p)
+        || has_effect(parameters.typical_p)
+}
+
+/// The rules that only this dialect has; the others are checked where all dialects meet.
+fn check(parameters: &GenerateParameters, config: &ServeConfig, delivery: Delivery) -> Result<(), ServeError> {
+    let GenerateParameters { best_of, temperature, top_k, max_new_tokens, top_n_tokens, .. } = *parameters;
+    let conflict = |field, message: &'static str| Err(ServeError::Conflict { field, message: message.into() });
+
+    let best_of = best_of.unwrap_or(1);
+    let max_best_of = config.max_best_of;
+    if best_of == 0 || best_of > max_best_of {
+        return Err(ServeError::value(Field::BestOf, format!("must be > 0 and <= {max_best_of}"), best_of));
+    }
+    if best_of > 1 {
+        if delivery == Delivery::Stream {
+            return conflict("best_of", "`best_of` != 1 is not supported when streaming tokens");
+        }
+        if !(parameters.do_sample || is_sampled(parameters)) {
+            return conflict("best_of", "you must use sampling when `best_of` is > 1");
+        }
+        if parameters.seed.is_some() {
+            return conflict("seed", "`seed` must not be set when `best_of` > 1");
+        }
+    }
+    let positive = "must be strictly positive";
+    if let Some(temperature) = temperature.filter(|&temperature| temperature <= 0.0) {
+        return Err(ServeError::value(Field::Temperature, positive, temperature));
+    }
+    if let Some(top_k) = top_k.filter(|&top_k| top_k <= 0) {
+        return Err(ServeError::value(Field::TopK, positive, top_k));
+    }
+    if max_new_tokens == Some(0) {
+        return Err(ServeError::value(Field::MaxTokens, positive, 0));
+    }
+    let max_top = config.max_top_n_tokens;
+    if let Some(top_n) = top_n_tokens.filter(|&top_n| top_n > max_top) {
+        return Err(ServeError::value(Field::TopTokens, format!("must be >= 0 and <= {max_top}"), top_n));
+    }
+    if parameters.decoder_input_details && delivery == Delivery::Stream {
+        return conflict(
+            "decoder_input_details",
+            "`decoder_input_details` == true is not supported when streaming tokens",
+        );
+    }
+    for (field, is_set) in [
+        ("grammar", parameters.grammar.is_some()),
+        ("watermark", parameters.watermark),
+        ("adapter_id", parameters.adapter_id.is_some()),
+    ] {
+        if is_set {
+            return Err(ServeError::unsupported(field, "this server does not have it"));
+        }
+    }
+    Ok(())
+}
+
+// Whole.
+
+type Headers = axum::response::AppendHeaders<Vec<(http::HeaderName, http::HeaderValue)>>;
+
+async fn whole(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    asked: &Asked,
+    arrived_at: Instant,
+) -> Result<(Headers, GenerateResponse), ServeError> {
+    let stream = submit(server, request, arrived_at).await?;
+    let (seed, prompt) = (asked.is_sampled.then(|| stream.seed()), stream.prompts().to_vec());
+    let Generation { prompt_logprobs, mut choices, record } = Generation::fold(stream).await?;
+    let headers = timing::whole_headers(server, &prompt, &record);
+
+    let prefill = if asked.prefill { prefill(&prompt, &prompt_logprobs, server.text()) } else { Vec::new() };
+    // The likeliest comes first; of equal ones the first.
+    let score = |choice: &Choice| choice.mean_logprob();
+    let best = (0..choices.len()).reduce(|a, b| if score(&choices[b]) > score(&choices[a]) { b } else { a });
+    let winner = choices.swap_remove(best.unwrap_or(0));
+    let text = |choice: &Choice| asked.full_text.as_deref().unwrap_or_default().to_owned() + &choice.text;
+    let losers = choices.iter().map(|choice| BestOfSequence {
+        generated_text: text(choice),
+        finish_reason: wire_reason(&choice.reason),
+        generated_tokens: choice.tokens.len() as u32,
+        seed,
+        prefill: prefill.clone(),
+        tokens: choice.tokens.iter().map(|token| wire_token(token, server.text())).collect(),
+        top_tokens: top_tokens(choice, server.text()),
+    });
+    let details = asked.details.then(|| Details {
+        finish_reason: wire_reason(&winner.reason),
+        generated_tokens: winner.tokens.len() as u32,
+        seed,
+        tokens: winner.tokens.iter().map(|token| wire_token(token, server.text())).collect(),
+        top_tokens: top_tokens(&winner, server.text()),
+        best_of_sequences: asked.best_of.then(|| losers.collect()),
+        prefill: prefill.clone(),
+    });
+    let body = GenerateResponse { generated_text: text(&winner), details };
+    Ok((axum::response::AppendHeaders(headers), body))
+}
+
+fn prefill(
+    prompts: &[crate::generate::PreparedPrompt],
+    logprobs: &[Option<Vec<Option<f32>>>],
+    text: &TextModel,
+) -> Vec<PrefillToken> {
+    let (Some(prompt), Some(Some(logprobs))) = (prompts.first(), logprobs.first()) else { return Vec::new() };
+    let tokens = prompt.tokens.iter().zip(logprobs);
+    tokens
+        .map(|(token, &logprob)| PrefillToken {
+            id: token.0,
+            text: text.token_text(token.0),
+            logprob: logprob.map(finite),
+        })
+        .collect()
+}
+
+fn top_tokens(choice: &Choice, text: &TextModel) -> Vec<Vec<Token>> {
+    if choice.tokens.iter().all(|token| token.top.is_empty()) {
+        return Vec::new();
+    }
+    choice.tokens.iter().map(|token| alternatives(&token.top, text)).collect()
+}
+
+fn alternatives(top: &[(u32, f32)], text: &TextModel) -> Vec<Token> {
+    let token = |&(id, logprob): &(u32, f32)| Token {
+        id,
+        text: text.token_text(id),
+        logprob: finite(logprob),
+        special: text.is_special(id),
+    };
+    top.iter().map(token).collect()
+}
+
+/// Special tokens show themselves here, though they are left out of the generated text.
+fn wire_token(token: &GeneratedToken, text: &TextModel) -> Token {
+    let special = text.is_special(token.id);
+    let shown = if special { text.token_text(token.id) } else { token.text.clone() };
+    Token { id: token.id, text: shown, logprob: finite(token.logprob.unwrap_or(0.0)), special }
+}
+
+fn wire_reason(reason: &FinishReason) -> WireReason {
+    match reason {
+        FinishReason::Length => WireReason::Length,
+        FinishReason::EndOfText | FinishReason::StopToken(_) => WireReason::EosToken,
+        FinishReason::StopString(_) => WireReason::StopSequence,
+    }
+}
+
+/// JSON has no infinity.
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+// Chunk.
+
+async fn stream(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    asked: Asked,
+    arrived_at: Instant,
+) -> Result<Response, ServeError> {
+    let stream = submit(server, request, arrived_at).await?;
+    let headers = timing::stream_headers(server, stream.prompts());
+    let chunks = Chunks::new(server.text().clone(), asked, &stream);
+    Ok(sse::response(headers, stream, chunks))
+}
+
+struct Chunks {
+    text: TextModel,
+    asked: Asked,
+    seed: u64,
+    input_length: u32,
+    num_tokens: u32,
+    generated_text: String,
+    /// The last token, which goes out together with the end.
+    last: Option<GeneratedToken>,
+}
+
+impl Chunks {
+    fn new(text: TextModel, mut asked: Asked, stream: &GenerateStream) -> Self {
+        let input_length = stream.prompts().iter().map(|prompt| prompt.tokens.len() as u32).sum();
+        let generated_text = asked.full_text.take().unwrap_or_default();
+        Self { text, asked, seed: stream.seed(), input_length, num_tokens: 0, generated_text, last: None }
+    }
+
+    fn token(&mut self, token: &GeneratedToken, end: Option<FinishReason>, out: &mut Vec<u8>) {
+        self.num_tokens += 1;
+        self.generated_text.push_str(&token.text);
+        let details = end.as_ref().filter(|_| self.asked.details).map(|reason| StreamDetails {
+            finish_reason: wire_reason(reason),
+            generated_tokens: self.num_tokens,
+            seed: self.asked.is_sampled.then_some(self.seed),
+            input_length: self.input_length,
+        });
+        let event = StreamResponse {
+            index: self.num_tokens,
+            token: wire_token(token, &self.text),
+            top_tokens: alternatives(&token.top, &self.text),
+            generated_text: end.map(|_| std::mem::take(&mut self.generated_text)),
+            details,
+        };
+        sse::write(&event, out);
+    }
+}
+
+impl sse::Chunks for Chunks {
+    fn event(&mut self, event: GenerateEvent, out: &mut Vec<u8>) {
+        match event {
+            GenerateEvent::Prompt { .. } => {}
+            GenerateEvent::Token { token, is_last: false, .. } => self.token(&token, None, out),
+            GenerateEvent::Token { token, is_last: true, .. } => self.last = Some(token),
+            GenerateEvent::Finished { reason, .. } => {
+                if let Some(token) = self.last.take() {
+                    self.token(&token, Some(reason), out);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, _record: &RequestRecord, _out: &mut Vec<u8>) {}
+
+    fn error(&mut self, error: &ServeError, out: &mut Vec<u8>) {
+        sse::write(&refusal_body(error).1, out);
+    }
+}
+
+// Refusal.
+
+fn refuse(server: &Server, error: &ServeError) -> Response {
+    let (status, body) = refusal_body(error);
+    refusal::response(server, error, status, &body)
+}
+
+fn refusal_body(error: &ServeError) -> (StatusCode, ErrorBody) {
+    let validation = |message: String| format!("Input validation error: {message}");
+    let (status, message, error_type) = match error {
+        ServeError::Syntax(_) => (StatusCode::BAD_REQUEST, error.to_string(), "validation"),
+        ServeError::BodyIncomplete(_) => (StatusCode::REQUEST_TIMEOUT, error.to_string(), "validation"),
+        ServeError::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string(), "validation"),
+        ServeError::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string(), "validation"),
+        ServeError::Invalid(invalid) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, validation(invalid.message(field_name)), "validation")
+        }
+        ServeError::Shape { .. } | ServeError::Unsupported { .. } | ServeError::Conflict { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, validation(error.to_string()), "validation")
+        }
+        ServeError::Template(reason) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, format!("Template error: {reason}"), "template_error")
+        }
+        ServeError::UnknownModel(_) | ServeError::NotFound(_) => {
+            (StatusCode::NOT_FOUND, error.to_string(), "not_found")
+        }
+        ServeError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, error.to_string(), "method_not_allowed"),
+        ServeError::Unauthorized => (StatusCode::UNAUTHORIZED, error.to_string(), "unauthorized"),
+        ServeError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "Model is overloaded".into(), "overloaded"),
+        ServeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "unavailable"),
+        ServeError::EngineFailed => {
+            (StatusCode::FAILED_DEPENDENCY, format!("Request failed during generation: {error}"), "generation")
+        }
+        ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "internal"),
+    };
+    (status, ErrorBody { error: message, error_type: error_type.into() })
+}
+
+fn field_name(field: Field) -> &'static str {
+    match field {
+        Field::Prompt => "inputs",
+        Field::MaxTokens => "max_new_tokens",
+        Field::MinTokens => "min_new_tokens",
+        Field::Temperature => "temperature",
+        Field::TopK => "top_k",
+        Field::TopP => "top_p",
+        Field::MinP => "min_p",
+        Field::TypicalP => "typical_p",
+        Field::RepetitionPenalty => "repetition_penalty",
+        Field::FrequencyPenalty => "frequency_penalty",
+        Field::PresencePenalty => "presence_penalty",
+        Field::LogitBias => "logit_bias",
+        Field::Stop => "stop",
+        Field::StopTokens => "stop_token_ids",
+        Field::Choices | Field::BestOf => "best_of",
+        Field::TopTokens => "top_n_tokens",
+        Field::Truncate => "truncate",
+    }
+}
+
+async fn not_found(State(server): State<Arc<Server>>, uri: Uri) -> Response {
+    refuse(&server, &ServeError::NotFound(uri.path().chars().take(200).collect()))
+}
+
+async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Method) -> Response {
+    refuse(&server, &ServeError::MethodNotAllowed(method.to_string()))
+}
+
+/// A handler panicked: a bug, told to the log by the panic itself. The server goes on.
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    let (status, body) = refusal_body(&ServeError::Internal);
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,77 @@
+//! Admission: a permit or a refusal at once, then checks, tokens, and one sequence per choice.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pelton_engine::{SequenceRequest, TokenStream};
+use pelton_text::EncodedToken;
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
+
+use super::prepare::{self, Prepared};
+use super::{GenerateRequest, GenerateStream, ServeError};
+use crate::metrics::{Counters, Outcome, RequestRecord};
+use crate::server::Server;
+
+/// Takes `request` up. Never waits for other requests: what does not fit now is refused now. Dropping the future, and later the stream,
+/// gives everything back.
+pub(crate) async fn submit(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    arrived_at: Instant,
+) -> Result<GenerateStream, ServeError> {
+    Counters::add(&server.metrics().counters.requests, 1);
+    server.check_open()?;
+    prepare::check_shape(&request, server.config())?;
+    let dialect = request.dialect;
+    let num_sequences = request.prompts.len() as u32 * request.num_choices;
+    let permit = admit(server, num_sequences)?;
+
+    let prepared = prepare::prepare(request, server.limits(), server.pool()).await?;
+    let streams = submit_sequences(server, &prepared)?;
+    let now = Instant::now();
+    let record = RequestRecord {
+        dialect,
+        outcome: Outcome::Cancelled,
+        arrived_at,
+        queued_at: now,
+        scheduled_at: None,
+        first_token_at: None,
+        finished_at: now,
+        num_prompt_tokens: prepared.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum(),
+        num_cached_tokens: 0,
+        num_generated_tokens: 0,
+        max_tokens: prepared.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0),
+        num_sequences,
+    };
+    Ok(GenerateStream::new(Arc::clone(server), prepared, streams, record, permit))
+}
+
+fn admit(server: &Server, num_sequences: u32) -> Result<OwnedSemaphorePermit, ServeError> {
+    Arc::clone(server.permits()).try_acquire_many_owned(num_sequences).map_err(|error| match error {
+        TryAcquireError::NoPermits => {
+            ServeError::Overloaded { limit: "max_concurrent_requests", max: server.config().max_concurrent_requests }
+        }
+        TryAcquireError::Closed => ServeError::Stopping,
+    })
+}
+
+/// Streams of all choices, prompt by prompt. When the engine refuses one, dropping the others cancels them.
+fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStream>, ServeError> {
+    let mut streams = Vec::with_capacity(prepared.prompts.len() * usize::from(prepared.num_choices));
+    for prompt in &prepared.prompts {
+        streams.extend(server.engine().submit(SequenceRequest {
+            prompt: prompt.tokens.clone(),
+            sampling: prepared.sampling.clone(),
+            stopping: prepared.stopping_params(prompt),
+            report: prepared.report,
+            num_choices: prepared.num_choices,
+        })?);
+    }
+    Ok(streams)
+}
+
+/// The tokens of `text` with their places.
+pub(crate) async fn tokenize(server: &Server, text: String) -> Result<Vec<EncodedToken>, ServeError> {
+    let tokens = server.pool().run(move |model| model.encode_with_offsets(&text, true)).await;
+    tokens.and_then(|tokens| tokens).map_err(prepare::text_error)
+}

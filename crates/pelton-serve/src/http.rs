@@ -1,0 +1,183 @@
+//! Connections: accepting, limits, keys to nothing but time, and the graceful stop.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::http::{HeaderValue, Method, header};
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use pelton_engine::{EngineHandle, ShutdownOutcome};
+use pelton_text::TextPool;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use crate::{ServeConfig, Server, dialects, health};
+
+/// After the deadline, how long cut streams may take to say so to their clients.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a peer may leave what it was sent unacknowledged, and unread once its window is full, before it counts as gone.
+const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long to wait when the system has no sockets left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServeOutcome {
+    /// Every request that was taken up was answered.
+    Drained,
+    /// The deadline came first, or the engine had failed.
+    Cut,
+}
+
+/// Why a server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeRunError {
+    /// A limit is beyond what the model and its KV cache can hold.
+    #[error("{name} is {value}, the model and its KV cache allow at most {max}")]
+    Limit {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: u32,
+        /// The greatest that can be kept.
+        max: u32,
+    },
+    /// A limit leaves no room for anything.
+    #[error("{name} must be at least 1")]
+    Zero {
+        /// The setting.
+        name: &'static str,
+    },
+    /// A setting cannot be understood.
+    #[error("{name} cannot be {value:?}: {reason}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Serves `listener` until `shutdown` is ready. Then: no new connections, not ready, new work answered with 503; running requests go on until
+/// `graceful_termination_timeout`, then they are cut with an error; the engine is shut down.
+pub async fn run(
+    listener: TcpListener,
+    config: ServeConfig,
+    engine: EngineHandle,
+    text: TextPool,
+    shutdown: impl Future<Output = ()>,
+) -> Result<ServeOutcome, ServeRunError> {
+    let server = Server::new(config, engine.clone(), text)?;
+    let config = server.config();
+    let app = router(Arc::clone(&server))?;
+
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let places = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let http = http_settings(config.read_timeout);
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            (place, accepted) = accept(&listener, &places) => match accepted {
+                Ok(stream) => {
+                    prepare_socket(&stream);
+                    let service = TowerToHyperService::new(app.clone());
+                    let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
+                    let connection = graceful.watch(connection);
+                    connections.spawn(async move {
+                        let _place = place;
+                        if let Err(error) = connection.await {
+                            tracing::debug!(%error, "connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+
+    drop(listener);
+    server.stop();
+    let deadline = Instant::now() + config.graceful_termination_timeout;
+    tracing::info!(timeout_s = config.graceful_termination_timeout.as_secs(), "stopping");
+    let all_answered = tokio::time::timeout_at(deadline.into(), graceful.shutdown()).await.is_ok();
+    let until = if all_answered { Instant::now() } else { deadline };
+    let engine_outcome = tokio::task::spawn_blocking(move || engine.shutdown(until)).await;
+    if !all_answered {
+        // Their streams have ended now; what is left is to tell the clients.
+        let last_words = async { while connections.join_next().await.is_some() {} };
+        let _cut_off = tokio::time::timeout(LAST_WORDS, last_words).await;
+    }
+    connections.shutdown().await;
+    Ok(match engine_outcome {
+        Ok(ShutdownOutcome::Drained) if all_answered => ServeOutcome::Drained,
+        _ => ServeOutcome::Cut,
+    })
+}
+
+/// All routes of all dialects.
+pub fn router(server: Arc<Server>) -> Result<Router, ServeRunError> {
+    let cors = cors(server.config())?;
+    Ok(dialects::routes().merge(health::routes()).layer(cors).with_state(server))
+}
+
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, io::Result<TcpStream>) {
+    let place = Arc::clone(places).acquire_owned().await.expect("the semaphore is never closed");
+    (place, listener.accept().await.map(|(stream, _)| stream))
+}
+
+fn http_settings(read_timeout: Duration) -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
+    // An answer in a stream is cancelled by resetting the stream; a peer that is gone is noticed by its silence.
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(read_timeout).keep_alive_timeout(PEER_TIMEOUT);
+    http
+}
+
+/// Small events leave at once, and peers that have vanished or do not read are noticed. A system that cannot do one of these serves all the same.
+fn prepare_socket(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keep_alive = TcpKeepalive::new().with_time(PEER_TIMEOUT).with_interval(PEER_TIMEOUT / 4);
+    let settings = [stream.set_nodelay(true), socket.set_tcp_keepalive(&keep_alive)];
+    #[cfg(target_os = "linux")]
+    let settings = settings.into_iter().chain([socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))]);
+    for error in settings.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "a socket option could not be set");
+    }
+}
+
+fn cors(config: &ServeConfig) -> Result<CorsLayer, ServeRunError> {
+    let origins = config.cors_allow_origin.iter().map(|origin| {
+        HeaderValue::from_str(origin).map_err(|error| ServeRunError::Setting {
+            name: "cors_allow_origin",
+            value: origin.clone(),
+            reason: error.to_string(),
+        })
+    });
+    let origins = origins.collect::<Result<Vec<_>, _>>()?;
+    let origins = if origins.is_empty() || origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::from(Any)
+    } else {
+        AllowOrigin::list(origins)
+    };
+    let headers = [header::CONTENT_TYPE, header::AUTHORIZATION];
+    Ok(CorsLayer::new().allow_methods([Method::GET, Method::POST]).allow_headers(headers).allow_origin(origins))
+}

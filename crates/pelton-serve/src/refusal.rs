@@ -1,0 +1,42 @@
+//! Counting and logging refusals: the one place through which every error on its way to a client goes.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
+
+use axum::response::{IntoResponse, Json, Response};
+use serde::Serialize;
+
+use crate::generate::ServeError;
+use crate::server::Server;
+
+/// Seconds after which a refused client may try again.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// The answer to a request that was refused with `error`, in a dialect's words.
+pub(crate) fn response(server: &Server, error: &ServeError, status: StatusCode, body: &impl Serialize) -> Response {
+    count(server, error);
+    if status.is_server_error() {
+        tracing::warn!(status = status.as_u16(), %error, "refused");
+    } else {
+        tracing::info!(status = status.as_u16(), %error, "refused");
+    }
+    let mut response = (status, Json(body)).into_response();
+    if matches!(error, ServeError::Overloaded { .. }) {
+        response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+    }
+    response
+}
+
+fn count(server: &Server, error: &ServeError) {
+    let counters = &server.metrics().counters;
+    let counter = match error {
+        ServeError::Overloaded { .. } => &counters.overloaded,
+        ServeError::Template(_) => &counters.bad_template,
+        // A request that the engine cut off has been counted by its record; one that came too late has not been counted and does not fail.
+        ServeError::EngineFailed | ServeError::Stopping | ServeError::Internal => return,
+        _ => &counters.invalid,
+    };
+    counter.fetch_add(1, Relaxed);
+}

@@ -1,0 +1,102 @@
+//! What all requests of one server share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pelton_engine::EngineHandle;
+use pelton_text::{TextModel, TextPool};
+use tokio::sync::Semaphore;
+
+use crate::generate::ServeError;
+use crate::metrics::{CacheShape, Metrics};
+use crate::{Limits, ServeConfig, ServeRunError};
+
+/// One server: settings, the ways to engine and text, permits, metrics.
+pub struct Server {
+    config: ServeConfig,
+    limits: Limits,
+    engine: EngineHandle,
+    pool: TextPool,
+    /// One for each sequence in the server.
+    permits: Arc<Semaphore>,
+    metrics: Metrics,
+    /// Set once, by [`Server::stop`].
+    is_stopping: AtomicBool,
+    /// Unix seconds of the start.
+    created: u64,
+}
+
+impl Server {
+    /// Fails when `config` promises what model and engine cannot keep.
+    pub fn new(config: ServeConfig, engine: EngineHandle, pool: TextPool) -> Result<Arc<Self>, ServeRunError> {
+        let limits = Limits::resolve(&config, &engine)?;
+        let spec = engine.spec();
+        let cache = CacheShape { block_tokens: spec.block_tokens, num_blocks: spec.num_blocks };
+        let metrics = Metrics::new(config.model_name(), &limits, cache);
+        let permits = Arc::new(Semaphore::new(config.max_concurrent_requests as usize));
+        let is_stopping = AtomicBool::new(false);
+        Ok(Arc::new(Self { config, limits, engine, pool, permits, metrics, is_stopping, created: unix_seconds() }))
+    }
+
+    /// From now on new work is refused and the server is not ready; what was taken up goes on.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        self.engine.stop_admission();
+    }
+
+    /// Whether a request could be answered now.
+    pub fn is_ready(&self) -> bool {
+        !self.is_stopping() && self.engine.is_alive()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), ServeError> {
+        if self.is_stopping() {
+            Err(ServeError::Stopping)
+        } else if !self.engine.is_alive() {
+            Err(ServeError::EngineFailed)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn config(&self) -> &ServeConfig {
+        &self.config
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    pub(crate) fn pool(&self) -> &TextPool {
+        &self.pool
+    }
+
+    pub(crate) fn text(&self) -> &TextModel {
+        self.pool.model()
+    }
+
+    pub(crate) fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

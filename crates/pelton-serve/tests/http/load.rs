@@ -1,0 +1,153 @@
+//! More work than fits, clients that go away, and what is counted of it all.
+
+use http::StatusCode;
+use serde_json::json;
+use std::time::Duration;
+
+use crate::support::{Events, Setup, letters, parse};
+
+const LONG: u32 = 1000;
+
+fn long_stream() -> serde_json::Value {
+    json!({"inputs": "abc", "parameters": {"max_new_tokens": LONG}})
+}
+
+/// One sequence runs at a time, at one token per millisecond.
+fn slow_and_narrow() -> Setup {
+    Setup::alphabet().step_cost(Duration::from_millis(1)).engine(|engine| engine.max_sequences = 1)
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_at_once_in_each_dialect() {
+    let server = slow_and_narrow().serve(|serve| serve.max_concurrent_requests = 2).start().await;
+    let (first, _first) = server.open("/generate_stream", long_stream()).await;
+    let (_second, second) = server.open("/generate_stream", long_stream()).await;
+    server.until("one runs, one waits", |gauges| gauges.running == 1 && gauges.waiting == 1).await;
+
+    let answer = server.post("/generate", json!({"inputs": "abc"})).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(answer.json(), json!({"error": "Model is overloaded", "error_type": "overloaded"}));
+    let answer = server.post("/v1/completions", json!({"prompt": "abc", "stream": true})).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(answer.json()["error"]["code"], 429);
+    assert!(answer.json()["error"]["message"].as_str().expect("a message").contains("max_concurrent_requests is 2"));
+
+    // A place that is given back is there for the next one.
+    drop(second);
+    server.until("the waiting one is gone", |gauges| gauges.waiting == 0).await;
+    drop((first, _first));
+    server.until("the running one is gone", |gauges| gauges.is_idle()).await;
+    assert_eq!(server.post("/v1/completions", json!({"prompt": "abc"})).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn full_engine_queue_is_an_answer_too() {
+    let server = slow_and_narrow().engine(|engine| engine.max_queued = 1).start().await;
+    let _running = server.open("/generate_stream", long_stream()).await;
+    let _waiting = server.open("/generate_stream", long_stream()).await;
+    let answer = server.post("/generate_stream", long_stream()).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.header("retry-after"), "1");
+}
+
+#[tokio::test]
+async fn client_that_leaves_a_stream_frees_its_sequence() {
+    let server = Setup::alphabet().step_cost(Duration::from_millis(1)).start().await;
+    let (response, connection) = server.open("/generate_stream", long_stream()).await;
+    let mut events = Events::new(response.into_body());
+    events.next().await.expect("a first token");
+    assert_eq!(server.gauges().running, 1);
+    drop((events, connection));
+    server.until("the sequence is freed", |gauges| gauges.is_idle()).await;
+    assert!(server.gauges().steps < u64::from(LONG), "long before its end");
+}
+
+#[tokio::test]
+async fn client_that_leaves_before_a_whole_answer_frees_all_choices() {
+    let server = Setup::alphabet().step_cost(Duration::from_millis(1)).start().await;
+    let body = json!({"prompt": ["abc", "abd"], "max_tokens": LONG, "n": 2}).to_string();
+    let connection = server.connect().await;
+    let request = connection.send("POST", "/v1/completions", &[("content-type", "application/json")], body.into());
+    let gone = async { server.until("all choices run", |gauges| gauges.running == 4).await };
+    tokio::select! {
+        _ = request => panic!("the answer came before its time"),
+        () = gone => {} // The other future is dropped now, and with it the connection.
+    }
+    server.until("the sequences are freed", |gauges| gauges.is_idle()).await;
+    assert!(server.gauges().steps < u64::from(LONG), "long before their end");
+}
+
+#[tokio::test]
+async fn client_that_leaves_while_queued_is_forgotten() {
+    let server = slow_and_narrow().start().await;
+    let (response, _connection) = server.open("/generate_stream", long_stream()).await;
+    let mut events = Events::new(response.into_body());
+    events.next().await.expect("a first token");
+    let queued = server.open("/v1/completions", json!({"prompt": "abc", "max_tokens": LONG, "stream": true})).await;
+    server.until("it waits", |gauges| gauges.waiting == 1).await;
+    drop(queued);
+    server.until("it is gone while the other runs", |gauges| gauges.waiting == 0 && gauges.running == 1).await;
+    let rest = events.rest().await;
+    assert_eq!(parse(rest.last().expect("events"))["generated_text"], letters(3, LONG as usize));
+}
+
+#[tokio::test]
+async fn many_at_once_get_their_own_answers() {
+    let server = Setup::alphabet().start().await;
+    let requests = (1..=60usize).map(|length| {
+        let server = &server;
+        async move {
+            let body = json!({"inputs": "x".repeat(length), "parameters": {"max_new_tokens": 40}});
+            let events = server.events("/generate_stream", body).await;
+            assert_eq!(parse(events.last().expect("events"))["generated_text"], letters(length, 40));
+        }
+    });
+    futures_util::future::join_all(requests).await;
+    server.until("nothing is left", |gauges| gauges.is_idle()).await;
+}
+
+#[tokio::test]
+async fn metrics_tell_of_requests_under_both_naming_tables() {
+    let server = Setup::alphabet().start().await;
+    server.post("/generate", json!({"inputs": "abc", "parameters": {"max_new_tokens": 5}})).await.ok();
+    server.events("/v1/completions", json!({"prompt": "abc", "max_tokens": 4, "stream": true, "stop": "e"})).await;
+    assert_eq!(server.post("/generate", json!({"inputs": ""})).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    server.until("the engine has told that it is idle", |gauges| gauges.is_idle()).await;
+
+    let answer = server.get("/metrics").await;
+    assert!(answer.header("content-type").starts_with("text/plain"));
+    let text = String::from_utf8(answer.body.to_vec()).expect("text");
+    let labels = "model_name=\"fake\",engine=\"0\"";
+    for line in [
+        "tgi_request_count 3".to_owned(),
+        "tgi_request_success 2".into(),
+        "tgi_request_failure{err=\"validation\"} 1".into(),
+        "tgi_request_duration_count 2".into(),
+        "tgi_request_generated_tokens_sum 7".into(),
+        "tgi_request_input_length_bucket{le=\"+Inf\"} 2".into(),
+        "tgi_queue_size 0".into(),
+        "tgi_batch_current_size 0".into(),
+        format!("vllm:num_requests_running{{{labels}}} 0"),
+        format!("vllm:num_requests_waiting{{{labels}}} 0"),
+        format!("vllm:kv_cache_usage_perc{{{labels}}} 0"),
+        format!("vllm:gpu_cache_usage_perc{{{labels}}} 0"),
+        format!("vllm:prompt_tokens_total{{{labels}}} 6"),
+        format!("vllm:generation_tokens_total{{{labels}}} 7"),
+        format!("vllm:request_success_total{{{labels},finished_reason=\"stop\"}} 1"),
+        format!("vllm:request_success_total{{{labels},finished_reason=\"length\"}} 1"),
+        format!("vllm:time_to_first_token_seconds_count{{{labels}}} 2"),
+        format!("vllm:e2e_request_latency_seconds_count{{{labels}}} 2"),
+        format!("vllm:inter_token_latency_seconds_count{{{labels}}} 5"),
+        format!("vllm:cache_config_info{{{labels},block_size=\"16\",num_gpu_blocks=\"16384\"}} 1"),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+    }
+    // Each metric is declared once.
+    let mut declared: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let count = declared.len();
+    declared.sort_unstable();
+    declared.dedup();
+    assert_eq!(declared.len(), count);
+}

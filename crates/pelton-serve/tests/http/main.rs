@@ -1,0 +1,8 @@
+//! The server over real sockets, with scripted models.
+
+mod bad_input;
+mod lifecycle;
+mod load;
+mod openai;
+mod support;
+mod tgi;
