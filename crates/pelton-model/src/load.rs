@@ -116,10 +116,11 @@ pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
     let loader = Loader { backend: &backend, checkpoint: &checkpoint, dtype: plan.dtype, norm_eps: spec.norm_eps, bar };
+    // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.matrix(&tensors.embed)?;
+    let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
     let layers = tensors.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<Vec<_>, _>>()?;
     let norm = loader.norm(&tensors.norm)?;
-    let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
     loader.bar.finish_and_clear();
 
     let kv = backend.kv_cache(&plan.kv, plan.num_blocks)?;

@@ -115,7 +115,7 @@ impl DecoderSpec {
             vocab_size: config.size("vocab_size", 1..=MAX_VOCAB)?,
             hidden_size: hidden_size(config)?,
             num_layers: config.size("num_hidden_layers", 1..=MAX_LAYERS)?,
-            max_positions: attention.rope.max_positions(stated),
+            max_positions: attention.rope.max_positions(stated).min(MAX_POSITIONS),
             norm_eps,
             attention,
             mlp,

@@ -54,4 +54,28 @@ mod tests {
             r#"{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq", "bits": 4}}"#;
         assert!(error(text).contains("quantized by gptq are not supported yet"), "{}", error(text));
     }
+
+    /// Whatever a byte is changed to, the answer is a spec or an error, and every spec can be laid out.
+    #[test]
+    fn no_change_of_a_byte_panics() {
+        let text =
+            br#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "hidden_act": "silu",
+            "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "head_dim": 8, "rope_scaling":
+            {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "original_max_position_embeddings": 64}}"#;
+        let mut accepted = 0;
+        for place in 0..text.len() {
+            for byte in [b'0', b'9', b'-', b'e', b'.', b'"', b'}', b' ', 0xff] {
+                let mut changed = text.to_vec();
+                changed[place] = byte;
+                let Ok(config) = HfConfig::parse("config.json", &changed) else { continue };
+                if let Ok((_, spec)) = spec_of(&config) {
+                    accepted += 1;
+                    assert!(spec.tensors().matrices().all(|tensor| tensor.num_elements() > 0));
+                    assert_eq!(spec.attention.rope.table(3).len() as u64, spec.attention.rope.table_bytes(3));
+                }
+            }
+        }
+        assert!(accepted > 0);
+    }
 }
