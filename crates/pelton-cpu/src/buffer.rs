@@ -9,6 +9,9 @@ use crate::memory;
 /// Readable elements behind the end of a [`Buffer`]: vectors may be loaded from its last element on.
 pub(crate) const SLACK: usize = 32;
 
+/// What x86 maps as one; less memory than that is given without looking whether it is there.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Types of which every bit pattern, also all zeros, is a value.
 ///
 /// # Safety
@@ -34,13 +37,18 @@ impl<T: Plain> Buffer<T> {
     pub(crate) fn new(what: &'static str, len: usize) -> Result<Self, BackendError> {
         let bytes = len.checked_add(SLACK).and_then(|len| len.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
         let refused = |available_bytes| BackendError::OutOfMemory { what, needed_bytes: bytes as u64, available_bytes };
-        let available_bytes = memory::report().available_bytes;
-        if bytes as u64 > available_bytes || bytes > isize::MAX as usize {
-            return Err(refused(available_bytes));
+        let large = bytes >= HUGE_PAGE;
+        if large {
+            let available_bytes = memory::report().available_bytes;
+            if bytes as u64 > available_bytes || bytes > isize::MAX as usize {
+                return Err(refused(available_bytes));
+            }
         }
-        let memory = MmapMut::map_anon(bytes).map_err(|_| refused(available_bytes))?;
-        // Small pages work too, only slower.
-        let _ = memory.advise(Advice::HugePage);
+        let memory = MmapMut::map_anon(bytes).map_err(|_| refused(memory::report().available_bytes))?;
+        if large {
+            // Small pages work too, only slower.
+            let _ = memory.advise(Advice::HugePage);
+        }
         Ok(Self { memory, len, element: std::marker::PhantomData })
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct Two(__m256, __m256);
 
 impl Lanes for Avx2 {
     type V = Two;
-    const REGISTERS: usize = 8;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {

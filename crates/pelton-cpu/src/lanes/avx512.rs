@@ -11,7 +11,7 @@ use crate::isa::Avx512;
 
 impl Lanes for Avx512 {
     type V = __m512;
-    const REGISTERS: usize = 32;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

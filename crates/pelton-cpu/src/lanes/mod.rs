@@ -19,8 +19,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Sixteen floats.
     type V: Copy;
-    /// Whole vectors that fit the register file; decides the size of register tiles.
-    const REGISTERS: usize;
+    /// Whether the register file holds 32 vectors, not 8 or fewer; decides the size of register tiles.
+    const WIDE: bool;
 
     fn splat(self, x: f32) -> Self::V;
 

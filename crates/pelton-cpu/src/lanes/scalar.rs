@@ -7,7 +7,7 @@ use crate::isa::Scalar;
 
 impl Lanes for Scalar {
     type V = [f32; LANES];
-    const REGISTERS: usize = 4;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

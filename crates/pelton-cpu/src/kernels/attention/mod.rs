@@ -193,7 +193,10 @@ struct Unit<'a, T> {
     out: SharedMut<'a, f32>,
 }
 
-/// Most queries that a register tile takes; decided by the register file.
+/// Queries, and vectors of a head, that a register tile mixes side by side.
+const TOGETHER: usize = 4;
+
+/// Most queries that a register tile scores.
 const MAX_QUERIES: usize = 8;
 
 impl<T: KvElement> Kernel for Unit<'_, T> {
@@ -248,8 +251,13 @@ impl<T: KvElement> Unit<'_, T> {
         let group = spec.num_heads / spec.num_kv_heads;
         let mut i = queries.start;
         while i < queries.end {
+            let taken = match queries.end - i {
+                8.. if L::WIDE => 8,
+                2.. => 2,
+                _ => 1,
+            };
             let mut q = [std::ptr::null(); MAX_QUERIES];
-            for (offset, q) in q.iter_mut().enumerate().take(queries.end - i) {
+            for (offset, q) in q.iter_mut().enumerate().take(taken) {
                 let (row, head) = ((i + offset) / group, self.kv_head * group + (i + offset) % group);
                 let at = (self.tile.first_row + row) * qkv_cols(spec) + head * spec.head_dim;
                 *q = self.args.qkv[at..at + spec.head_dim].as_ptr();
@@ -258,24 +266,17 @@ impl<T: KvElement> Unit<'_, T> {
                 let keys = keys.wrapping_add(vector);
                 let scores = &mut self.scores[i * self.chunk.scores + index * self.chunk.block_scores + vector..];
                 let shape = (spec.head_dim, self.layout.block_tokens, self.chunk.scores);
-                let left = queries.end - i;
                 // SAFETY: as many queries of `head_dim` elements; `head_dim` rows of keys, which may be read a vector past
                 // their end because values or the buffer's slack follow.
                 unsafe {
-                    match (L::REGISTERS >= 32, left) {
-                        (true, 8..) => score_block::<L, T, 8>(isa, &q, keys, shape, spec.scale, scores),
-                        (true, 4..) => score_block::<L, T, 4>(isa, &q, keys, shape, spec.scale, scores),
-                        (_, 2..) => score_block::<L, T, 2>(isa, &q, keys, shape, spec.scale, scores),
+                    match taken {
+                        8 if L::WIDE => score_block::<L, T, 8>(isa, &q, keys, shape, spec.scale, scores),
+                        2 => score_block::<L, T, 2>(isa, &q, keys, shape, spec.scale, scores),
                         _ => score_block::<L, T, 1>(isa, &q, keys, shape, spec.scale, scores),
                     }
                 }
             }
-            i += match (L::REGISTERS >= 32, queries.end - i) {
-                (true, 8..) => 8,
-                (true, 4..) => 4,
-                (_, 2..) => 2,
-                _ => 1,
-            };
+            i += taken;
         }
     }
 
@@ -326,7 +327,6 @@ impl<T: KvElement> Unit<'_, T> {
         values: &impl Fn(usize) -> *const T,
         seen: &impl Fn(usize) -> usize,
     ) {
-        const TOGETHER: usize = 4;
         let mut i = queries.start;
         while i < queries.end {
             // Queries side by side as far as all of them see; the sums rest in `mixed` where one goes on alone.
@@ -356,7 +356,7 @@ impl<T: KvElement> Unit<'_, T> {
         positions: std::ops::Range<usize>,
     ) {
         let padded_dim = self.args.spec.head_dim.next_multiple_of(LANES);
-        let (wide, block_tokens) = (L::REGISTERS >= 32, self.layout.block_tokens);
+        let block_tokens = self.layout.block_tokens;
         let mut at = positions.start;
         while at < positions.end {
             let (block, first) = (at / block_tokens, at % block_tokens);
@@ -370,15 +370,15 @@ impl<T: KvElement> Unit<'_, T> {
                 let mixed = &mut self.mixed[i * padded_dim + d..];
                 // SAFETY: `here` are positions of the block; a vector may be read past a head's end because the next position, block or
                 // the buffer's slack follows, and those lanes are padding.
-                d += unsafe {
-                    match (wide, (padded_dim - d) / LANES) {
-                        (true, 4..) => mix_chunk::<L, T, Q, 4>(isa, weights, values, here.clone(), strides, mixed),
-                        (_, 2..) if wide || Q == 1 => {
-                            mix_chunk::<L, T, Q, 2>(isa, weights, values, here.clone(), strides, mixed)
-                        }
-                        _ => mix_chunk::<L, T, Q, 1>(isa, weights, values, here.clone(), strides, mixed),
+                unsafe {
+                    if (L::WIDE || Q == 1) && padded_dim - d >= TOGETHER * LANES {
+                        mix_chunk::<L, T, Q, TOGETHER>(isa, weights, values, here.clone(), strides, mixed);
+                        d += TOGETHER * LANES;
+                    } else {
+                        mix_chunk::<L, T, Q, 1>(isa, weights, values, here.clone(), strides, mixed);
+                        d += LANES;
                     }
-                };
+                }
             }
         }
     }

@@ -54,7 +54,6 @@ pub(super) unsafe fn score_block<L: Lanes, T: KvElement, const Q: usize>(
 }
 
 /// `mixed[i][..] += weights[i][position] * values[position][..]` for `Q` queries, `V` vectors and `positions` one after the other.
-/// Returns the elements of `head_dim` that were done.
 ///
 /// `strides` are those of `weights` by query, `values` by position and `mixed` by query.
 ///
@@ -68,7 +67,7 @@ pub(super) unsafe fn mix_chunk<L: Lanes, T: KvElement, const Q: usize, const V: 
     positions: Range<usize>,
     strides: (usize, usize, usize),
     mixed: &mut [f32],
-) -> usize {
+) {
     let (weight_stride, value_stride, mixed_stride) = strides;
     let weights: [&[f32]; Q] = std::array::from_fn(|i| &weights[i * weight_stride..][..positions.end]);
     let mut sums = [[isa.splat(0.0); V]; Q];
@@ -95,5 +94,4 @@ pub(super) unsafe fn mix_chunk<L: Lanes, T: KvElement, const Q: usize, const V: 
             isa.write(&mut mixed[i * mixed_stride + v * LANES..][..LANES], 0, sums[i][v]);
         }
     }
-    V * LANES
 }

@@ -22,13 +22,16 @@ use crate::scratch::Scratches;
 
 pub use pack::PackedLinear;
 pub(crate) use pack::{Element, PANEL, Panels, panel_len};
-use tile::{PanelElement, TileArgs, tile, widen};
+use tile::{PanelElement, TileArgs, tile};
 
 /// Rows for which weights are widened in registers, without a buffer.
 const MAX_DIRECT_ROWS: usize = 4;
 
 /// Input features whose widened weights are kept at a time; even. 128 of them are 32 KiB.
 const BLOCK_K: usize = 128;
+
+/// Rows of the largest register tile.
+const TILE_ROWS: usize = 6;
 
 /// Fewest rows that are worth widening a block again for.
 const MIN_UNIT_ROWS: usize = 96;
@@ -114,16 +117,16 @@ impl Kernel for Unit<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, isa: L) {
         match &self.args.weights.panels {
-            Panels::F32(panels) => self.run_on(isa, panels.as_slice(), false),
-            Panels::F16(panels) => self.run_on(isa, panels.as_slice(), true),
-            Panels::Bf16(panels) => self.run_on(isa, panels.as_slice(), true),
+            Panels::F32(panels) => self.run_on(isa, panels.as_slice()),
+            Panels::F16(panels) => self.run_on(isa, panels.as_slice()),
+            Panels::Bf16(panels) => self.run_on(isa, panels.as_slice()),
         }
     }
 }
 
 impl Unit<'_> {
     #[inline(always)]
-    fn run_on<L: Lanes, T: PanelElement>(self, isa: L, panels: &[T], narrow: bool) {
+    fn run_on<L: Lanes, T: PanelElement>(self, isa: L, panels: &[T]) {
         let Place { panel, columns, rows } = self.place;
         let (k, n) = (self.args.weights.in_features, self.args.weights.out_features);
         let panel_len = panel_len(k);
@@ -133,64 +136,38 @@ impl Unit<'_> {
             Some(bias) => bias[first_column..first_column + columns].as_ptr(),
             None => ZEROS.as_ptr(),
         };
-        let base = TileArgs {
-            x: std::ptr::null(),
-            x_stride: k,
-            weights,
-            k,
-            start: bias,
-            start_stride: 0,
-            out: std::ptr::null_mut(),
-            out_stride: n,
-            columns,
-        };
         let x = |row: usize, first_k: usize| self.args.x[row * k + first_k..].as_ptr();
-        // SAFETY: this unit alone writes these rows of these columns; the parts that overlap (whole rows, of which only the
-        // unit's columns are touched through the pointer) are never used as slices.
+        // SAFETY: this unit alone reads and writes these rows of these columns, through these pointers only.
         let out = |row: usize| unsafe { self.out.at(row * n + first_column) };
 
-        let num_rows = rows.len();
-        if num_rows <= MAX_DIRECT_ROWS {
-            let args = TileArgs { x: x(rows.start, 0), out: out(rows.start), ..base };
+        if rows.len() <= MAX_DIRECT_ROWS {
+            let (x, out) = (x(rows.start, 0), out(rows.start));
+            let (x_stride, out_stride) = (k, n);
+            let args = TileArgs { x, x_stride, weights, k, start: bias, start_stride: 0, out, out_stride, columns };
             // SAFETY: the unit's rows have `k` inputs and the panel's columns; the panel is whole.
-            unsafe { direct_rows(isa, num_rows, args) };
+            unsafe { direct_rows(isa, rows.len(), args) };
             return;
         }
         for first_k in (0..k).step_by(BLOCK_K) {
             let block_k = BLOCK_K.min(k - first_k);
-            // `BLOCK_K` is even, so in every layout this is where the block begins.
-            let part = weights.wrapping_add(first_k * PANEL);
-            if narrow {
-                // SAFETY: the panel holds `block_k` features from here on.
-                unsafe { widen(isa, part, block_k, self.block) };
-            }
-            for first_row in rows.clone().step_by(6) {
+            // SAFETY: `BLOCK_K` is even, so in every layout this is where the block begins; the panel holds it.
+            let weights = unsafe { T::block(isa, weights.add(first_k * PANEL), block_k, self.block) };
+            for first_row in rows.clone().step_by(TILE_ROWS) {
                 let out = out(first_row);
                 let (start, start_stride) = if first_k == 0 { (bias, 0) } else { (out.cast_const(), n) };
-                let TileArgs { x_stride, out_stride, columns, .. } = base;
-                let x = x(first_row, first_k);
-                let tile_rows = 6.min(rows.end - first_row);
-                if narrow {
-                    let weights = self.block.as_ptr();
-                    let args =
-                        TileArgs { x, x_stride, weights, k: block_k, start, start_stride, out, out_stride, columns };
-                    // SAFETY: `tile_rows` rows from `first_row` on, `block_k` features of each, and the widened block.
-                    unsafe { six_rows(isa, tile_rows, args) };
-                } else {
-                    let args = TileArgs {
-                        x,
-                        x_stride,
-                        weights: part,
-                        k: block_k,
-                        start,
-                        start_stride,
-                        out,
-                        out_stride,
-                        columns,
-                    };
-                    // SAFETY: as above, with the panel itself.
-                    unsafe { six_rows(isa, tile_rows, args) };
-                }
+                let args = TileArgs {
+                    x: x(first_row, first_k),
+                    x_stride: k,
+                    weights,
+                    k: block_k,
+                    start,
+                    start_stride,
+                    out,
+                    out_stride: n,
+                    columns,
+                };
+                // SAFETY: so many rows from `first_row` on, `block_k` features of each, and the block in f32.
+                unsafe { block_rows(isa, TILE_ROWS.min(rows.end - first_row), args) };
             }
         }
     }
@@ -204,39 +181,56 @@ impl Unit<'_> {
 unsafe fn direct_rows<L: Lanes, T: PanelElement>(isa: L, num_rows: usize, args: TileArgs<T>) {
     // SAFETY: the caller's promise, passed on; a panel is four vectors wide.
     unsafe {
-        match (L::REGISTERS >= 32, num_rows) {
-            (_, 1) => panel_tiles::<L, T, 1, 4>(isa, args),
-            (true, 2) => panel_tiles::<L, T, 2, 4>(isa, args),
-            (true, 3) => panel_tiles::<L, T, 3, 4>(isa, args),
-            (true, _) => panel_tiles::<L, T, 4, 4>(isa, args),
-            (false, 2) => panel_tiles::<L, T, 2, 2>(isa, args),
-            (false, 3) => panel_tiles::<L, T, 3, 1>(isa, args),
-            (false, _) => panel_tiles::<L, T, 4, 1>(isa, args),
+        if L::WIDE {
+            match num_rows {
+                1 => panel_tiles::<L, T, 1, 4>(isa, args),
+                2 => panel_tiles::<L, T, 2, 4>(isa, args),
+                3 => panel_tiles::<L, T, 3, 4>(isa, args),
+                _ => panel_tiles::<L, T, 4, 4>(isa, args),
+            }
+        } else {
+            match num_rows {
+                1 => panel_tiles::<L, T, 1, 4>(isa, args),
+                2 => panel_tiles::<L, T, 2, 2>(isa, args),
+                3 => panel_tiles::<L, T, 3, 1>(isa, args),
+                _ => panel_tiles::<L, T, 4, 1>(isa, args),
+            }
         }
     }
 }
 
-/// One to six rows over a block.
+/// One to [`TILE_ROWS`] rows over a block in f32.
 ///
 /// # Safety
 /// As [`tile`], for `num_rows` rows and a whole panel.
 #[inline(always)]
-unsafe fn six_rows<L: Lanes, T: PanelElement>(isa: L, num_rows: usize, args: TileArgs<T>) {
-    // SAFETY: the caller's promise, passed on.
+unsafe fn block_rows<L: Lanes>(isa: L, num_rows: usize, args: TileArgs<f32>) {
+    // SAFETY: the caller's promise, passed on; five rows are four and one.
     unsafe {
-        match (L::REGISTERS >= 32, num_rows) {
-            (true, 1) => panel_tiles::<L, T, 1, 4>(isa, args),
-            (true, 2) => panel_tiles::<L, T, 2, 4>(isa, args),
-            (true, 3) => panel_tiles::<L, T, 3, 4>(isa, args),
-            (true, 4) => panel_tiles::<L, T, 4, 4>(isa, args),
-            (true, 5) => panel_tiles::<L, T, 5, 4>(isa, args),
-            (true, _) => panel_tiles::<L, T, 6, 4>(isa, args),
-            (false, 1) => panel_tiles::<L, T, 1, 4>(isa, args),
-            (false, 2) => panel_tiles::<L, T, 2, 2>(isa, args),
-            (false, 3) => panel_tiles::<L, T, 3, 1>(isa, args),
-            (false, 4) => panel_tiles::<L, T, 4, 1>(isa, args),
-            (false, 5) => panel_tiles::<L, T, 5, 1>(isa, args),
-            (false, _) => panel_tiles::<L, T, 6, 1>(isa, args),
+        if L::WIDE {
+            match num_rows {
+                6 => panel_tiles::<L, f32, 6, 4>(isa, args),
+                4 | 5 => panel_tiles::<L, f32, 4, 4>(isa, args),
+                2 | 3 => panel_tiles::<L, f32, 2, 4>(isa, args),
+                _ => {}
+            }
+        } else {
+            match num_rows {
+                6 => panel_tiles::<L, f32, 6, 1>(isa, args),
+                4 | 5 => panel_tiles::<L, f32, 4, 1>(isa, args),
+                2 | 3 => panel_tiles::<L, f32, 2, 2>(isa, args),
+                _ => {}
+            }
+        }
+        if num_rows % 2 == 1 {
+            let done = num_rows - 1;
+            let args = TileArgs {
+                x: args.x.add(done * args.x_stride),
+                start: args.start.add(done * args.start_stride),
+                out: args.out.add(done * args.out_stride),
+                ..args
+            };
+            panel_tiles::<L, f32, 1, 4>(isa, args);
         }
     }
 }

@@ -31,6 +31,26 @@ pub(super) trait PanelElement: Element {
     /// # Safety
     /// `p` points to a panel (at a column that is a multiple of 16 and at an even input feature) with at least `pair + 1` pairs.
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, pair: usize) -> (L::V, L::V);
+
+    /// `k` input features (rounded up to even) of a panel in f32, `[k][64]`: where they are, or widened into `room`.
+    ///
+    /// # Safety
+    /// The panel has these features from `weights` on.
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(isa: L, weights: *const Self, k: usize, room: &mut [f32]) -> *const f32 {
+        assert!(room.len() >= k.next_multiple_of(2) * PANEL);
+        for pair in 0..k.div_ceil(2) {
+            for c in 0..PANEL / LANES {
+                // SAFETY: the pair is in the panel (caller) and in `room` (asserted).
+                unsafe {
+                    let (even, odd) = Self::load_pair(isa, weights.add(Self::offset(0, c * LANES)), pair);
+                    isa.store(room.as_mut_ptr().add(2 * pair * PANEL + c * LANES), even);
+                    isa.store(room.as_mut_ptr().add((2 * pair + 1) * PANEL + c * LANES), odd);
+                }
+            }
+        }
+        room.as_ptr()
+    }
 }
 
 impl PanelElement for f32 {
@@ -38,6 +58,11 @@ impl PanelElement for f32 {
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, pair: usize) -> (L::V, L::V) {
         // SAFETY: both features are in the panel, by the caller's promise.
         unsafe { (isa.load(p.add(2 * pair * PANEL)), isa.load(p.add((2 * pair + 1) * PANEL))) }
+    }
+
+    #[inline(always)]
+    unsafe fn block<L: Lanes>(_isa: L, weights: *const f32, _k: usize, _room: &mut [f32]) -> *const f32 {
+        weights
     }
 }
 
@@ -117,25 +142,6 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
             let p = out.wrapping_add(r * out_stride + c * LANES);
             // SAFETY: `left` elements exist at this place, 16 when the tile is whole.
             unsafe { if whole { isa.store(p, sums[r][c]) } else { isa.store_first(p, left, sums[r][c]) } }
-        }
-    }
-}
-
-/// Turns `k` input features (rounded up to even) of a panel into f32, `[k][64]`.
-///
-/// # Safety
-/// The panel has these features from `weights` on, and `out` is as long.
-#[inline(always)]
-pub(super) unsafe fn widen<L: Lanes, T: PanelElement>(isa: L, weights: *const T, k: usize, out: &mut [f32]) {
-    assert!(out.len() >= k.next_multiple_of(2) * PANEL);
-    for pair in 0..k.div_ceil(2) {
-        for c in 0..PANEL / LANES {
-            // SAFETY: the pair is in the panel (caller) and in `out` (asserted).
-            unsafe {
-                let (even, odd) = T::load_pair(isa, weights.add(T::offset(0, c * LANES)), pair);
-                isa.store(out.as_mut_ptr().add(2 * pair * PANEL + c * LANES), even);
-                isa.store(out.as_mut_ptr().add((2 * pair + 1) * PANEL + c * LANES), odd);
-            }
         }
     }
 }

@@ -1,0 +1,327 @@
+//! Attention: prefill, decode, mixed batches, shared blocks, several layers, every stored precision.
+
+use std::ops::Range;
+
+use super::{Numbers, Source, assert_close, assert_same_bits, read, rounded, step_of, tolerance};
+use crate::{AttendSpec, Backend, BlockId, DType, KvSpec, StepBatch, TokenId};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// One shape of attention and the sequences that go through it.
+#[derive(Debug, Clone)]
+struct Case {
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    block_tokens: usize,
+    dtype: DType,
+    /// Positions of each sequence.
+    lengths: Vec<usize>,
+    /// Size of queries and keys: large ones make one position win.
+    size: f32,
+}
+
+const LAYERS: usize = 2;
+
+/// Rows of a sequence that one step computes.
+type Piece = (usize, Range<usize>);
+
+/// Results of all layers, by sequence: `[layer][position][num_heads * head_dim]`.
+type Results = Vec<Vec<f32>>;
+
+/// Results match the reference.
+pub fn attention<B: Backend>(backend: &B) {
+    for case in cases() {
+        let bench = Bench::new(backend, case);
+        let results = bench.run(&bench.one_mixed_step());
+        bench.compare(&results);
+    }
+}
+
+/// A position's result has the same bits however its prompt was cut, whatever ran beside it and whoever computed its prefix.
+pub fn attention_is_batch_invariant<B: Backend>(backend: &B) {
+    for case in cases() {
+        let bench = Bench::new(backend, case);
+        let expected = bench.run(&bench.one_mixed_step());
+        let plans = [
+            ("each sequence alone", bench.each_alone()),
+            ("in pieces of 1", bench.in_pieces(&[1])),
+            ("in pieces of 16, 1, 33 and 5", bench.in_pieces(&[16, 1, 33, 5])),
+            ("prefilled but for the last two positions", bench.prefill_then_decode()),
+        ];
+        for (name, plan) in plans {
+            for (sequence, (found, expected)) in bench.run(&plan).iter().zip(&expected).enumerate() {
+                assert_same_bits(found, expected, || format!("{:?}, sequence {sequence}, {name}", bench.case));
+            }
+        }
+        bench.shared_blocks_are_as_good_as_own(&expected[0]);
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let base = Case {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 32,
+        block_tokens: 16,
+        dtype: DType::BF16,
+        lengths: vec![40, 1, 17],
+        size: 1.0,
+    };
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        cases.push(Case { dtype, lengths: vec![130, 3, 65, 64], ..base.clone() });
+    }
+    for (head_dim, dtype) in [1, 2, 8, 15, 17, 24, 64, 80, 128].into_iter().zip(DTYPES.into_iter().cycle()) {
+        cases.push(Case { head_dim, dtype, ..base.clone() });
+    }
+    for (block_tokens, dtype) in [1, 5, 8, 15, 17, 24, 32, 64, 100].into_iter().zip(DTYPES.into_iter().cycle()) {
+        cases.push(Case { block_tokens, dtype, lengths: vec![75, 9], head_dim: 24, ..base.clone() });
+    }
+    for (num_heads, num_kv_heads) in [(1, 1), (3, 3), (3, 1), (8, 1), (14, 2), (16, 1)] {
+        cases.push(Case { num_heads, num_kv_heads, ..base.clone() });
+    }
+    cases.push(Case { size: 12.0, lengths: vec![100, 30], ..base.clone() });
+    cases
+}
+
+/// Random queries, keys and values of a case; sequence 1 and later have their own.
+struct Bench<'b, B: Backend> {
+    backend: &'b B,
+    case: Case,
+    spec: AttendSpec,
+    /// By layer, sequence and position: `[(num_heads + 2 * num_kv_heads) * head_dim]`.
+    values: Vec<f32>,
+    source: Source<'b, B>,
+}
+
+impl<'b, B: Backend> Bench<'b, B> {
+    fn new(backend: &'b B, case: Case) -> Self {
+        let spec = AttendSpec {
+            num_heads: case.num_heads,
+            num_kv_heads: case.num_kv_heads,
+            head_dim: case.head_dim,
+            scale: 1.0 / (case.head_dim as f32).sqrt(),
+        };
+        let cols = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim;
+        let positions: usize = case.lengths.iter().sum();
+        let values = Numbers(case.head_dim as u64).take(LAYERS * positions * cols, case.size);
+        let source = Source::new(backend, &values, cols);
+        Self { backend, case, spec, values, source }
+    }
+
+    fn out_cols(&self) -> usize {
+        self.case.num_heads * self.case.head_dim
+    }
+
+    /// Where a position's values are in `source`.
+    fn row(&self, layer: usize, sequence: usize, position: usize) -> usize {
+        let positions: usize = self.case.lengths.iter().sum();
+        layer * positions + self.case.lengths[..sequence].iter().sum::<usize>() + position
+    }
+
+    fn one_mixed_step(&self) -> Vec<Vec<Piece>> {
+        vec![self.case.lengths.iter().enumerate().map(|(sequence, &length)| (sequence, 0..length)).collect()]
+    }
+
+    fn each_alone(&self) -> Vec<Vec<Piece>> {
+        // Last first, so that blocks are not filled in their order.
+        self.case.lengths.iter().enumerate().rev().map(|(sequence, &length)| vec![(sequence, 0..length)]).collect()
+    }
+
+    /// All sequences side by side, step by step, each by pieces of these sizes in turn.
+    fn in_pieces(&self, sizes: &[usize]) -> Vec<Vec<Piece>> {
+        let mut done = vec![0; self.case.lengths.len()];
+        let mut steps = Vec::new();
+        while done != self.case.lengths {
+            let mut step = Vec::new();
+            for (sequence, done) in done.iter_mut().enumerate() {
+                let size = sizes[(steps.len() + sequence) % sizes.len()].min(self.case.lengths[sequence] - *done);
+                if size > 0 {
+                    step.push((sequence, *done..*done + size));
+                    *done += size;
+                }
+            }
+            steps.push(step);
+        }
+        steps
+    }
+
+    fn prefill_then_decode(&self) -> Vec<Vec<Piece>> {
+        let prompt = |length: usize| length.saturating_sub(2);
+        let each = || self.case.lengths.iter().copied().enumerate();
+        let mut steps: Vec<Vec<Piece>> = vec![each().map(|(sequence, length)| (sequence, 0..prompt(length))).collect()];
+        for back in [2, 1] {
+            steps.push(
+                each()
+                    .filter(|(_, length)| *length >= back)
+                    .map(|(sequence, length)| (sequence, length - back..length - back + 1))
+                    .collect(),
+            );
+        }
+        steps.iter_mut().for_each(|step| step.retain(|(_, piece)| !piece.is_empty()));
+        steps
+    }
+
+    /// Block tables of all sequences: their own blocks, in no order.
+    fn tables(&self) -> (Vec<Vec<BlockId>>, u32) {
+        let blocks_of = |length: usize| length.div_ceil(self.case.block_tokens);
+        let num_blocks: usize = self.case.lengths.iter().map(|&length| blocks_of(length)).sum();
+        let mut free: Vec<u32> = (0..num_blocks as u32).collect();
+        let mut numbers = Numbers(99);
+        for i in (1..free.len()).rev() {
+            free.swap(i, (numbers.bits() % (i as u64 + 1)) as usize);
+        }
+        let mut free = free.into_iter().map(BlockId);
+        let tables = self.case.lengths.iter().map(|&length| free.by_ref().take(blocks_of(length)).collect()).collect();
+        (tables, num_blocks as u32)
+    }
+
+    fn cache(&self, num_blocks: u32) -> B::KvCache {
+        let Case { num_kv_heads, head_dim, block_tokens, dtype, .. } = self.case;
+        let spec = KvSpec { num_layers: LAYERS, num_kv_heads, head_dim, block_tokens, dtype };
+        self.backend.kv_cache(&spec, num_blocks).expect("a cache fits")
+    }
+
+    fn run(&self, steps: &[Vec<Piece>]) -> Results {
+        let (tables, num_blocks) = self.tables();
+        let mut kv = self.cache(num_blocks);
+        let mut results: Results =
+            self.case.lengths.iter().map(|&length| vec![f32::NAN; LAYERS * length * self.out_cols()]).collect();
+        for pieces in steps {
+            self.step(pieces, &tables, &mut kv, &mut results);
+        }
+        results
+    }
+
+    fn step(&self, pieces: &[Piece], tables: &[Vec<BlockId>], kv: &mut B::KvCache, results: &mut Results) {
+        let mut batch = StepBatch::default();
+        for (sequence, piece) in pieces {
+            let tokens = vec![TokenId(0); piece.len()];
+            let blocks = &tables[*sequence][..piece.end.div_ceil(self.case.block_tokens)];
+            batch.push_span(&tokens, piece.start as u32, blocks, self.case.block_tokens as u32);
+        }
+        let step = step_of(self.backend, &batch);
+        let mut out = self.backend.rows(batch.num_rows(), self.out_cols()).expect("rows fit");
+        for layer in 0..LAYERS {
+            let rows = pieces
+                .iter()
+                .flat_map(|(sequence, piece)| piece.clone().map(move |position| self.row(layer, *sequence, position)));
+            self.backend.attend(&step, &self.source.rows(rows), kv, layer, &self.spec, &mut out);
+            let found = read(self.backend, &out);
+            let mut found = found.chunks(self.out_cols());
+            for (sequence, piece) in pieces {
+                for position in piece.clone() {
+                    let at = (layer * self.case.lengths[*sequence] + position) * self.out_cols();
+                    results[*sequence][at..][..self.out_cols()].copy_from_slice(found.next().expect("a row"));
+                }
+            }
+        }
+    }
+
+    /// A second sequence with the same tokens begins behind full blocks that the first one computed, in the same step and later.
+    fn shared_blocks_are_as_good_as_own(&self, expected: &[f32]) {
+        let length = self.case.lengths[0];
+        let block_tokens = self.case.block_tokens;
+        let shared_blocks = (length - 1) / block_tokens;
+        let shared = shared_blocks * block_tokens;
+        let num_blocks = length.div_ceil(block_tokens);
+        let first: Vec<BlockId> = (0..num_blocks as u32).map(BlockId).collect();
+        let second: Vec<BlockId> =
+            (0..num_blocks).map(|i| BlockId(if i < shared_blocks { i } else { num_blocks + i } as u32)).collect();
+        for together in [true, false] {
+            let mut kv = self.cache(2 * num_blocks as u32);
+            let mut results: Results = vec![vec![f32::NAN; LAYERS * length * self.out_cols()]];
+            if together {
+                // The same sequence twice in one batch: rows of the second follow those of the first.
+                self.twice(&[&first, &second], length, shared, &mut kv, &mut results);
+            } else {
+                self.step(&[(0, 0..length)], std::slice::from_ref(&first), &mut kv, &mut results);
+                self.step(&[(0, shared..length)], std::slice::from_ref(&second), &mut kv, &mut results);
+            }
+            assert_same_bits(&results[0], expected, || format!("{:?}, shared blocks, {together}", self.case));
+        }
+    }
+
+    fn twice(
+        &self,
+        tables: &[&[BlockId]; 2],
+        length: usize,
+        shared: usize,
+        kv: &mut B::KvCache,
+        results: &mut Results,
+    ) {
+        let block_tokens = self.case.block_tokens as u32;
+        let mut batch = StepBatch::default();
+        batch.push_span(&vec![TokenId(0); length], 0, tables[0], block_tokens);
+        batch.push_span(&vec![TokenId(0); length - shared], shared as u32, tables[1], block_tokens);
+        let step = step_of(self.backend, &batch);
+        let mut out = self.backend.rows(batch.num_rows(), self.out_cols()).expect("rows fit");
+        for layer in 0..LAYERS {
+            let rows = (0..length).chain(shared..length).map(|position| self.row(layer, 0, position));
+            self.backend.attend(&step, &self.source.rows(rows), kv, layer, &self.spec, &mut out);
+            let found = read(self.backend, &out);
+            let (first, second) = found.split_at(length * self.out_cols());
+            let result = &mut results[0][layer * length * self.out_cols()..][..length * self.out_cols()];
+            result.copy_from_slice(first);
+            result[shared * self.out_cols()..].copy_from_slice(second);
+        }
+    }
+
+    /// Some positions of each sequence against softmax attention in f64.
+    fn compare(&self, results: &Results) {
+        for (sequence, &length) in self.case.lengths.iter().enumerate() {
+            let step = (length / 5).max(1);
+            for position in (0..length).step_by(step).chain([length - 1]) {
+                for layer in 0..LAYERS {
+                    for head in 0..self.case.num_heads {
+                        let at = (layer * length + position) * self.out_cols() + head * self.case.head_dim;
+                        let found = &results[sequence][at..][..self.case.head_dim];
+                        self.compare_head(found, layer, sequence, position, head);
+                    }
+                }
+            }
+        }
+    }
+
+    fn compare_head(&self, found: &[f32], layer: usize, sequence: usize, position: usize, head: usize) {
+        let Case { num_heads, num_kv_heads, head_dim, dtype, .. } = self.case;
+        let cols = (num_heads + 2 * num_kv_heads) * head_dim;
+        let values_of = |position: usize, head: usize| {
+            let row = self.row(layer, sequence, position);
+            &self.values[row * cols + head * head_dim..][..head_dim]
+        };
+        let kv_head = head / (num_heads / num_kv_heads);
+        let query = values_of(position, head);
+        let mut scores = Vec::new();
+        let mut score_magnitude = 0.0f64;
+        for context in 0..=position {
+            let key = values_of(context, num_heads + kv_head);
+            let (mut score, mut magnitude) = (0.0, 0.0);
+            for (&q, &k) in query.iter().zip(key) {
+                let product = f64::from(q) * f64::from(rounded(k, dtype)) * f64::from(self.spec.scale);
+                score += product;
+                magnitude += product.abs();
+            }
+            scores.push(score);
+            score_magnitude = score_magnitude.max(magnitude);
+        }
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let tolerance = tolerance::attention(head_dim, position + 1, score_magnitude, f64::from(self.case.size));
+        for (d, &found) in found.iter().enumerate() {
+            let mixed: f64 = weights
+                .iter()
+                .enumerate()
+                .map(|(context, weight)| {
+                    weight * f64::from(rounded(values_of(context, num_heads + num_kv_heads + kv_head)[d], dtype))
+                })
+                .sum();
+            let case = || {
+                format!("{:?}, layer {layer}, sequence {sequence}, position {position}, head {head}, {d}", self.case)
+            };
+            assert_close(found, mixed / sum, tolerance, case);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! How far an operation may be from exact arithmetic, derived from the precision of f32 and the lengths of its sums.
+//!
+//! All bounds are of the worst case, first order in [`U`] (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3): a sum of
+//! `n` terms in any order, fused or not, is off by at most `n * U` times the sum of magnitudes. They hold for every order of
+//! summation, and a wrong or missing term in a sum of a few hundred exceeds them by far.
+
+/// Unit roundoff of f32: half the distance from 1 to the next number.
+const U: f64 = 1.0 / (1 << 24) as f64;
+
+/// Numbers below this, near the smallest normal f32, may be flushed to zero, also on the way.
+const UNDERFLOW: f64 = 1e-37;
+
+/// A linear over `k` inputs; `magnitude` is the sum of `|x * w|` and `|bias|`. Each term is rounded at most twice, once as a
+/// product and once as a sum; weights (and rows, where they are rounded) enter the reference as they are stored.
+pub(super) fn linear(k: usize, magnitude: f64) -> f64 {
+    (2 * k + 2) as f64 * U * magnitude + k as f64 * UNDERFLOW
+}
+
+/// An RMS norm of `cols` columns with result `y`. The sum of squares is relatively off by `cols * U`, its root by half of that; mean,
+/// epsilon, root, reciprocal and two products round six times.
+pub(super) fn norm(cols: usize, y: f64) -> f64 {
+    (cols as f64 / 2.0 + 6.0) * U * y.abs()
+}
+
+/// `a * cos - b * sin`: two products and a sum.
+pub(super) fn rope(a_cos: f64, b_sin: f64) -> f64 {
+    3.0 * U * (a_cos.abs() + b_sin.abs())
+}
+
+/// `x * sigmoid(u) * up` with result `y` and `factor = x * up`, where `u` was computed with `argument_roundings` roundings, each of which turns into a relative
+/// error of `|u| * U`; the exponential is good to four `U` and its argument reduction to two, the rest rounds four times.
+pub(super) fn sigmoid_gate(y: f64, factor: f64, u: f64, argument_roundings: f64) -> f64 {
+    (argument_roundings * u.abs() + 10.0) * U * y.abs() + UNDERFLOW * (1.0 + factor.abs())
+}
+
+/// `x * Phi(x) * up` with result `y` and `factor = x * up`: the error function may be a fit good to 2e-7; `exp(-x^2 / 2)` turns two roundings of its argument
+/// (and that of scaling `x`, squared) into relative errors of `x^2 / 2 * U` each; the rest rounds ten times.
+pub(super) fn gelu(y: f64, factor: f64, x: f64) -> f64 {
+    (2e-7 + (4.0 * x * x / 2.0 + 10.0) * U) * y.abs() + UNDERFLOW * (1.0 + factor.abs())
+}
+
+/// Attention over `context` positions with heads of `head_dim`.
+///
+/// A score is off by `head_dim + 2` roundings of `score_magnitude` (the sum of `|q * k|`, scaled). That and the roundings of the
+/// subtraction (of up to `2 * score_magnitude`) are relative errors of the weight, as are four of the exponential and two of each
+/// softmax correction, of which there is at most one by position. Normalising doubles them; mixing adds `context + 2` roundings.
+pub(super) fn attention(head_dim: usize, context: usize, score_magnitude: f64, value_magnitude: f64) -> f64 {
+    let score = (head_dim as f64 + 4.0) * score_magnitude;
+    let weight = score + 4.0 + 3.0 * context as f64;
+    (2.0 * weight + context as f64 + 2.0) * U * value_magnitude
+}
