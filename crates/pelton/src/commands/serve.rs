@@ -1,0 +1,259 @@
+//! `pelton serve`: model, engine, text and server, joined.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use pelton_backend::{DType, TokenId};
+use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
+use pelton_engine::{EngineConfig, EngineHandle, FakeConfig, FakeModel};
+use pelton_model::hub::{self, HubOptions};
+use pelton_model::{DTypeChoice, KvBudget, KvDTypeChoice, LoadOptions, Model, ModelFiles, load};
+use pelton_serve::{ServeConfig, ServeOutcome};
+use pelton_text::{TextModel, TextPool};
+use tokio::net::TcpListener;
+
+use crate::args::serve::{DtypeArg, IsaArg, ServeArgs};
+use crate::{demo, env, logging};
+
+/// Positions in a KV block: a block of few positions wastes less at a prompt's end and finds more prefixes.
+const BLOCK_TOKENS: u32 = 16;
+
+/// What the fake model says, in bytes, over and over.
+const FAKE_SCRIPT: &str = "The quick brown fox jumps over the lazy dog. ";
+const FAKE_POSITIONS: usize = 8192;
+
+pub fn run(args: ServeArgs) -> Result<ExitCode> {
+    logging::start(args.json_output);
+    check(&args)?;
+    let address = SocketAddr::new(args.hostname.unwrap_or_else(env::hostname), args.port);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(SERVER_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let loaded = load_model(&args)?;
+    let engine = pelton_engine::start(
+        loaded.model,
+        EngineConfig {
+            max_step_tokens: args.max_batch_prefill_tokens,
+            max_sequences: args.max_batch_size,
+            max_queued: args.max_concurrent_requests.saturating_mul(u32::from(args.max_best_of)),
+            prefix_cache: !args.disable_prefix_caching,
+        },
+    )
+    .context("cannot start the engine")?;
+    let config = serve_config(&args, &loaded.name, &loaded.dtype);
+    let pool = TextPool::new(loaded.text, usize::from(args.validation_workers), args.max_concurrent_requests as usize);
+    let outcome = runtime.block_on(serve(address, config, engine, pool, &loaded.name))?;
+    Ok(match outcome {
+        ServeOutcome::Drained => ExitCode::SUCCESS,
+        ServeOutcome::Cut => {
+            eprintln!(
+                "error: some requests were still running at the deadline, or the engine had failed; they were cut"
+            );
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Threads for sockets: they only move bytes, the cores belong to the compute pool.
+const SERVER_THREADS: usize = 2;
+
+/// Refuses what is not built, before anything is loaded.
+fn check(args: &ServeArgs) -> Result<()> {
+    if let Some(quantize) = &args.quantize {
+        bail!(
+            "--quantize {quantize} is not built yet: this version serves float32, float16 and bfloat16 weights; leave the flag \
+             (or QUANTIZE) out, --dtype bfloat16 is the smallest"
+        );
+    }
+    if args.model_id.as_deref() != Some("fake") && !(args.fake_step_cost + args.fake_token_cost).is_zero() {
+        bail!("--fake-step-cost and --fake-token-cost need --model-id fake");
+    }
+    Ok(())
+}
+
+async fn serve(
+    address: SocketAddr,
+    config: ServeConfig,
+    engine: EngineHandle,
+    pool: TextPool,
+    name: &str,
+) -> Result<ServeOutcome> {
+    let listener = TcpListener::bind(address).await.with_context(|| match address.port() {
+        0 => format!("cannot listen on {}", address.ip()),
+        port => format!("cannot listen on {address} (is port {port} taken? --port 0 takes a free one)"),
+    })?;
+    let url = format!("http://{}", listener.local_addr().context("cannot tell the port")?);
+    println!("\n{name} is served on {url}");
+    println!("try:");
+    println!(
+        "  curl {url}/generate -H 'Content-Type: application/json' \
+         -d '{{\"inputs\":\"def fibonacci(n):\",\"parameters\":{{\"max_new_tokens\":64}}}}'"
+    );
+    pelton_serve::run(listener, config, engine, pool, stop_signal()).await.context("the server failed")
+}
+
+/// Resolves at SIGTERM or Ctrl-C.
+async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::warn!(%error, "cannot listen for SIGTERM, only Ctrl-C stops the server gracefully");
+            let _ = interrupt.await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = interrupt => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping: running requests may finish");
+}
+
+/// A model with its text side.
+struct Loaded {
+    model: Box<dyn Model>,
+    text: TextModel,
+    name: String,
+    dtype: String,
+}
+
+fn load_model(args: &ServeArgs) -> Result<Loaded> {
+    match args.model_id.as_deref() {
+        Some("fake") => fake(args),
+        Some(id) => {
+            let directory = find(id, args)?;
+            let files = ModelFiles::directory(directory).with_context(|| format!("cannot load model {id}"))?;
+            from_files(args, &files, id).with_context(|| format!("cannot load model {id}"))
+        }
+        None => from_files(args, &ModelFiles::embedded(demo::FILES), demo::NAME).context("cannot load the demo model"),
+    }
+}
+
+/// The directory of `id`, downloaded first if it is a hub name.
+fn find(id: &str, args: &ServeArgs) -> Result<std::path::PathBuf> {
+    if Path::new(id).is_dir() {
+        if args.revision.is_some() {
+            bail!("--revision names a revision on the hub, but {id} is a directory");
+        }
+        return Ok(id.into());
+    }
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        token: args.hf_token.clone().or_else(env::hub_token),
+        cache_dir: args.huggingface_hub_cache.clone().unwrap_or_else(env::hub_cache),
+        endpoint: env::hub_endpoint(),
+        offline: args.offline,
+    };
+    hub::fetch(id, &options).with_context(|| format!("cannot find model {id}"))
+}
+
+fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded> {
+    let text =
+        TextModel::from_files(&|name| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned())))?;
+    let backend = CpuBackend::new(CpuConfig {
+        threads: args.threads.map(usize::from),
+        isa: match args.isa {
+            IsaArg::Auto => IsaChoice::Auto,
+            IsaArg::Scalar => IsaChoice::Scalar,
+            IsaArg::Avx2 => IsaChoice::Avx2,
+            IsaArg::Avx512 => IsaChoice::Avx512,
+            IsaArg::Avx512bf16 => IsaChoice::Avx512Bf16,
+        },
+        pin: false,
+    })?;
+    let device = pelton_backend::Backend::describe(&backend);
+    let max_step_rows = args.max_batch_prefill_tokens as usize;
+    let options = LoadOptions {
+        dtype: dtype(args.dtype).map_or(DTypeChoice::Auto, DTypeChoice::Exact),
+        kv_dtype: dtype(args.kv_cache_dtype).map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
+        block_tokens: BLOCK_TOKENS as usize,
+        max_step_rows,
+        max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
+        max_positions: args.max_total_tokens.map(|tokens| tokens as usize),
+        kv_budget: match args.max_batch_total_tokens {
+            Some(tokens) => KvBudget::Tokens(tokens as usize),
+            None => KvBudget::Sequences { count: args.max_batch_size as usize, max_fraction: 0.5 },
+        },
+        show_progress: true,
+    };
+    let decoder = load(files, backend, &options)?;
+    let info = decoder.info().clone();
+    let millions = info.num_parameters as f64 / 1e6;
+    println!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.dtype);
+    println!("{}", decoder.plan());
+    for note in &info.notes {
+        tracing::warn!("{note}");
+    }
+    Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.dtype.to_string() })
+}
+
+fn fake(args: &ServeArgs) -> Result<Loaded> {
+    let text = TextModel::bytes();
+    let script = text.encode(FAKE_SCRIPT, false)?.into_iter().map(TokenId).collect();
+    let max_positions = args.max_total_tokens.map_or(FAKE_POSITIONS, |tokens| tokens as usize);
+    let sequence_blocks = max_positions.div_ceil(BLOCK_TOKENS as usize);
+    let num_blocks = match args.max_batch_total_tokens {
+        Some(tokens) => tokens.div_ceil(BLOCK_TOKENS),
+        None => {
+            u32::try_from(sequence_blocks * args.max_batch_size as usize).context("--max-total-tokens is too large")?
+        }
+    };
+    let max_step_rows = args.max_batch_prefill_tokens as usize;
+    let model = FakeModel::new(FakeConfig {
+        vocab_size: text.vocab_size(),
+        script,
+        step_cost: args.fake_step_cost,
+        row_cost: args.fake_token_cost,
+        num_blocks,
+        block_tokens: BLOCK_TOKENS,
+        max_positions,
+        max_step_rows,
+        max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
+        fail_at_step: None,
+    });
+    println!(
+        "fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing",
+        args.fake_step_cost, args.fake_token_cost
+    );
+    Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
+}
+
+fn dtype(arg: DtypeArg) -> Option<DType> {
+    match arg {
+        DtypeArg::Auto => None,
+        DtypeArg::Float32 => Some(DType::F32),
+        DtypeArg::Bfloat16 => Some(DType::BF16),
+        DtypeArg::Float16 => Some(DType::F16),
+    }
+}
+
+fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
+    ServeConfig {
+        model_id: name.to_owned(),
+        model_sha: args.revision.clone(),
+        model_dtype: dtype.to_owned(),
+        compute_type: env::compute_type(),
+        max_concurrent_requests: args.max_concurrent_requests,
+        max_best_of: u32::from(args.max_best_of),
+        max_choices: u32::from(args.max_best_of),
+        max_stop_sequences: args.max_stop_sequences,
+        max_top_n_tokens: u32::from(args.max_top_n_tokens),
+        max_logprobs: u32::from(args.max_top_n_tokens),
+        max_input_tokens: args.max_input_tokens,
+        max_total_tokens: args.max_total_tokens,
+        max_client_batch_size: args.max_client_batch_size,
+        validation_workers: u32::from(args.validation_workers),
+        payload_limit: args.payload_limit,
+        api_key: args.api_key.clone(),
+        cors_allow_origin: args.cors_allow_origin.clone(),
+        graceful_termination_timeout: Duration::from_secs(args.graceful_termination_timeout),
+        ..ServeConfig::default()
+    }
+}
