@@ -25,7 +25,7 @@ pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
 pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, load};
-pub use memory::{KvBudget, MemoryError, MemoryPlan};
+pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec};

@@ -1,11 +1,13 @@
 //! Fixtures of `fixtures/models`, decoders of them, and sequences to feed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pelton_backend::{BlockId, DType, StepBatch, TokenId};
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 use pelton_model::{DTypeChoice, Decoder, KvBudget, LoadOptions, Model, ModelFiles, load};
 use safetensors::SafeTensors;
+use serde_json::Value;
+use tempfile::TempDir;
 
 pub const BLOCK_TOKENS: u32 = 16;
 /// Longer than the longest prompt, so that it can be computed in one step.
@@ -48,8 +50,29 @@ pub fn options(dtype: DType) -> LoadOptions {
 }
 
 pub fn decoder(name: &str, isa: IsaChoice, dtype: DType) -> Decoder<CpuBackend> {
-    let files = ModelFiles::directory(root().join(name)).unwrap();
-    load(&files, backend(isa), &options(dtype)).unwrap()
+    decoder_in(&root().join(name), isa, dtype)
+}
+
+pub fn decoder_in(folder: &Path, isa: IsaChoice, dtype: DType) -> Decoder<CpuBackend> {
+    load(&ModelFiles::directory(folder).unwrap(), backend(isa), &options(dtype)).unwrap()
+}
+
+/// A copy that a test may change.
+pub fn copy_of(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(root().join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// Rewrites `config.json`.
+pub fn edit_config(folder: &Path, edit: impl FnOnce(&mut Value)) {
+    let path = folder.join("config.json");
+    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
 }
 
 /// What Transformers computed for one prompt.

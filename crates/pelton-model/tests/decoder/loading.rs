@@ -8,25 +8,8 @@ use pelton_model::{
     DTypeChoice, Decoder, KvBudget, KvDTypeChoice, LoadError, LoadOptions, MemoryError, Model, ModelFiles, load,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::fixture::{Sequence, backend, bits, options, root};
-
-fn copy_of(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(root().join(name)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    folder
-}
-
-fn edit_config(folder: &Path, edit: impl FnOnce(&mut Value)) {
-    let path = folder.join("config.json");
-    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(path, config.to_string()).unwrap();
-}
+use crate::fixture::{Sequence, backend, bits, copy_of, edit_config, options, root};
 
 fn load_from(folder: &Path, options: &LoadOptions) -> Result<Decoder<CpuBackend>, LoadError> {
     load(&ModelFiles::directory(folder).unwrap(), backend(IsaChoice::Auto), options)
