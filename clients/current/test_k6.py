@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "k6" / "constant_vus.js"
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "k6" / "constant_vus.js"
 
 
 def test_constant_virtual_users(url, tmp_path):

@@ -22,7 +22,7 @@ def test_text_generation_with_details(client):
     assert output.details.generated_tokens == 12 and output.details.finish_reason == "length"
     assert "".join(token.text for token in output.details.tokens) == output.generated_text
     for token, top in zip(output.details.tokens, output.details.top_tokens):
-        assert top[0].id == token.id and top[0].logprob >= top[1].logprob
+        assert top[0]["id"] == token.id and top[0]["logprob"] >= top[1]["logprob"]
 
 
 def test_text_generation_stream(client):

@@ -1,0 +1,166 @@
+//! `pelton bench` against `pelton serve --model-id fake`, both as a user starts them: known costs are measured as what they are.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+/// A served fake model; ends with its owner.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(step_cost: &str) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pelton"))
+            .args(["serve", "--model-id", "fake", "--port", "0", "--fake-step-cost", step_cost])
+            .env("RUST_LOG", "error")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("pelton starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let url = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("is served on ")?.1.trim().to_owned()))
+            .expect("the server tells its address");
+        // What it prints further is read away, so that it never waits for a reader.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { child, url }
+    }
+
+    /// Runs the bench against this server; gives back what it printed and what it wrote.
+    fn bench(&self, arguments: &[&str]) -> (String, Value) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("run.json");
+        let output = Command::new(env!("CARGO_BIN_EXE_pelton"))
+            .args(["bench", "--quiet", "--url", &self.url, "--output"])
+            .arg(&file)
+            .args(arguments)
+            .output()
+            .expect("pelton starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        let json = std::fs::read(&file).expect("the rows are written");
+        (
+            String::from_utf8(output.stdout).expect("a report is text"),
+            serde_json::from_slice(&json).expect("the rows are JSON"),
+        )
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `summary` of the only run.
+fn summary(report: &Value) -> &Value {
+    &report["runs"][0]["summary"]
+}
+
+fn p50(report: &Value, metric: &str) -> f64 {
+    summary(report)[metric]["p50"].as_f64().unwrap_or_else(|| panic!("{metric} has no value in {}", summary(report)))
+}
+
+/// A step of the fake model takes 20 ms and gives each sequence a token; a prompt of 64 tokens fits in one step.
+///
+/// The gaps between tokens must be a step within a millisecond. Before the first token the server also reads the request and tokenizes
+/// it, in an unoptimised build, so that only the order of that is checked. Other work on the machine delays both sides: the
+/// quietest of a few runs is judged.
+fn steps_are_measured(api: &str) {
+    let server = Server::start("20ms");
+    let mut arguments = vec!["--users", "2", "--requests", "8", "--input-tokens", "64", "--output-tokens", "12"];
+    arguments.extend(["--api", api]);
+    let mut last = Value::Null;
+    for _ in 0..5 {
+        last = server.bench(&arguments).1;
+        let (itl, tpot, ttft) = (p50(&last, "itl_ms"), p50(&last, "tpot_ms"), p50(&last, "ttft_ms"));
+        // A second user's prompt may have to wait for the step under way.
+        if (itl - 20.0).abs() < 1.0 && (tpot - 20.0).abs() < 1.0 && (20.0..45.0).contains(&ttft) {
+            let prompts = &summary(&last)["prompts"];
+            assert_eq!((&prompts["reported"], &prompts["exact"]), (&8.into(), &8.into()), "{}", summary(&last));
+            assert_eq!(summary(&last)["requests"]["short"], 0);
+            for row in last["runs"][0]["rows"].as_array().expect("rows") {
+                assert_eq!((&row["output_tokens"], &row["counted_by"]), (&12.into(), &"server".into()));
+            }
+            return;
+        }
+    }
+    panic!("steps of 20 ms were measured as {}", summary(&last));
+}
+
+#[test]
+fn tgi_steps_are_measured_within_a_millisecond() {
+    steps_are_measured("tgi");
+}
+
+#[test]
+fn completion_steps_are_measured_within_a_millisecond() {
+    steps_are_measured("openai");
+}
+
+#[test]
+fn chat_steps_are_measured_within_a_millisecond() {
+    steps_are_measured("openai-chat");
+}
+
+#[test]
+fn an_open_loop_starts_what_is_due() {
+    let server = Server::start("1ms");
+    let arguments = ["--rate", "40", "--arrival", "constant", "--requests", "40", "--input-tokens", "32"];
+    let (text, json) = server.bench(&[&arguments[..], &["--output-tokens", "4"]].concat());
+    let intended: Vec<u64> = json["runs"][0]["rows"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| row["intended_us"].as_u64().expect("a time"))
+        .collect();
+    assert_eq!(intended, (0..40).map(|n| 25_000 * n).collect::<Vec<u64>>());
+    for wanted in ["40 req/s constant", "40 measured: 40 complete", "lateness of starts", "service: first token"] {
+        assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+    }
+}
+
+#[test]
+fn several_numbers_of_users_give_one_table() {
+    let server = Server::start("1ms");
+    let (text, json) =
+        server.bench(&["--users", "1,3", "--requests", "6", "--input-tokens", "32", "--output-tokens", "4"]);
+    assert_eq!(json["runs"].as_array().map(Vec::len), Some(2));
+    assert!(text.contains("TTFT p50") && text.contains("\n3 users "), "{text}");
+}
+
+#[test]
+fn whole_answers_are_measured() {
+    let server = Server::start("1ms");
+    let (text, json) =
+        server.bench(&["--no-stream", "--requests", "3", "--input-tokens", "32", "--output-tokens", "4"]);
+    assert_eq!(summary(&json)["requests"]["complete"], 3);
+    assert!(text.contains("end to end") && !text.contains("time to first token"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_told_in_a_line() {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let nobody = format!("http://{free}");
+    let cases: [(&[&str], &str); 4] = [
+        (&["--url", &nobody], "connect"),
+        (&["--url", "https://127.0.0.1:1"], "http://"),
+        (&["--users", "0"], "users must be in 1..="),
+        (&["--duration", "5s", "--warmup", "5s"], "warm-up"),
+    ];
+    for (arguments, wanted) in cases {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_pelton")).arg("bench").args(arguments).output().expect("pelton starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(stderr.starts_with("error: ") && stderr.trim_end().lines().count() == 1, "{stderr}");
+        assert!(stderr.contains(wanted), "{wanted} is not in {stderr}");
+    }
+}
