@@ -48,7 +48,7 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         Warmup::Time(time) => format!("{time:?}"),
         Warmup::Requests(n) => format!("{n} requests"),
     };
-    writeln!(f, "excluded warm-up {warmup}, cool-down {:?}", plan.cooldown)
+    writeln!(f, "left out warm-up {warmup}, cool-down {:?}", plan.cooldown)
 }
 
 fn one_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
@@ -74,7 +74,10 @@ fn one_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
         write!(f, ", {n} {what}")?;
     }
     writeln!(f)?;
-    for (name, rates) in [("rates", &summary.rates), ("whole run", &summary.whole)] {
+    // The whole run says something of its own only where a part of it was left out.
+    let left_out = summary.rates.to_s - summary.rates.from_s < 0.99 * (summary.whole.to_s - summary.whole.from_s);
+    for (name, rates) in [("rates", Some(&summary.rates)), ("whole run", Some(&summary.whole).filter(|_| left_out))] {
+        let Some(rates) = rates else { continue };
         writeln!(
             f,
             "{name:<11} {:.2} requests/s, {:.1} output tokens/s, {:.1} input tokens/s, {:.2} running on average ({:.1} to {:.1} s)",
