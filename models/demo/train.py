@@ -239,7 +239,7 @@ def main() -> None:
     ap.add_argument("--tokens-per-step", type=int, default=8192)
     ap.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon")
     ap.add_argument("--adam-lr", type=float, default=0.003, help="peak learning rate of AdamW")
-    ap.add_argument("--long", type=float, default=0.18, help="last part of the time, at context 2048")
+    ap.add_argument("--long", type=float, default=0.10, help="last part of the time, at context 2048")
     ap.add_argument("--short", type=float, default=0.35,
                     help="first part of the time, at context 256 and half the tokens per step")
     ap.add_argument("--decay", type=float, default=0.6, help="part of the time in which the rate falls")
