@@ -93,15 +93,24 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
     Ok(value)
 }
 
+/// Characters of a message of the parser that are told: it quotes values, which may be as long as the body.
+const MAX_PROBLEM_CHARACTERS: usize = 300;
+
 /// Type errors inside flattened structures have lost the path and tell it at the front of the message instead.
 fn shape(path: String, problem: String) -> ServeError {
-    if path != "." {
-        return ServeError::Shape { path, problem };
-    }
     let is_path = |path: &str| !path.is_empty() && !path.contains(' ');
-    match problem.split_once(": ") {
-        Some((path, rest)) if is_path(path) => ServeError::Shape { path: path.into(), problem: rest.into() },
-        _ => ServeError::Shape { path: "body".into(), problem },
+    let (path, problem) = match problem.split_once(": ") {
+        Some((inner, rest)) if path == "." && is_path(inner) => (inner.to_owned(), rest),
+        _ if path == "." => ("body".to_owned(), problem.as_str()),
+        _ => (path, problem.as_str()),
+    };
+    ServeError::Shape { path, problem: shortened(problem) }
+}
+
+fn shortened(problem: &str) -> String {
+    match problem.char_indices().nth(MAX_PROBLEM_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &problem[..end]),
+        None => problem.to_owned(),
     }
 }
 
@@ -129,6 +138,8 @@ mod tests {
         assert_eq!(shape_of::<openai::CompletionRequest>(r#"{"prompt": "x", "temperature": []}"#).0, "temperature");
         assert!(shape_of::<openai::CompletionRequest>("{}").1.contains("prompt"));
         assert!(shape_of::<openai::CompletionRequest>("[]").1.contains("expected"));
+        let long = format!(r#"{{"inputs": "x", "parameters": {{"top_k": "{}"}}}}"#, "é".repeat(100_000));
+        assert_eq!(shape_of::<tgi::GenerateRequest>(&long).1.chars().count(), MAX_PROBLEM_CHARACTERS + 3);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Connections: accepting, limits, keys to nothing but time, and the graceful stop.
+//! Connections: accepting them, bounding them in number and time, and stopping gracefully.
 
 use std::future::Future;
 use std::io;

@@ -20,13 +20,24 @@ pub(crate) fn response(server: &Server, error: &ServeError, status: StatusCode, 
     if status.is_server_error() {
         tracing::warn!(status = status.as_u16(), %error, "refused");
     } else {
-        tracing::info!(status = status.as_u16(), %error, "refused");
+        tracing::info!(status = status.as_u16(), reason = reason(error), "refused");
     }
     let mut response = (status, Json(body)).into_response();
     if matches!(error, ServeError::Overloaded { .. }) {
         response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
     }
     response
+}
+
+/// What the log says of a client's mistake. Messages may quote the request, and prompts do not belong into logs.
+fn reason(error: &ServeError) -> String {
+    match error {
+        ServeError::Syntax(_) => "the body is not JSON".to_owned(),
+        ServeError::Shape { path, .. } => format!("{path} has another type"),
+        ServeError::Invalid(invalid) => format!("{:?} is out of its limits", invalid.field()),
+        ServeError::Template(_) => "the template refuses the messages".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 fn count(server: &Server, error: &ServeError) {

@@ -13,3 +13,34 @@ use crate::server::Server;
 pub(crate) fn routes() -> Router<Arc<Server>> {
     tgi::routes().nest("/v1", openai::routes())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::extract::Request;
+    use axum::routing::get;
+    use http::StatusCode;
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    async fn bug() {
+        panic!("a bug")
+    }
+
+    #[tokio::test]
+    async fn panic_of_a_handler_is_an_answer_in_json() {
+        let tgi = Router::new().route("/", get(bug)).layer(CatchPanicLayer::custom(tgi::panicked));
+        let openai = Router::new().route("/", get(bug)).layer(CatchPanicLayer::custom(openai::panicked));
+        for (router, message) in [(tgi, "/error"), (openai, "/error/message")] {
+            let response = router.oneshot(Request::new(Body::empty())).await.expect("routers do not fail");
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = response.into_body().collect().await.expect("a body").to_bytes();
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            assert_eq!(body.pointer(message).and_then(Value::as_str), Some("internal error"));
+        }
+    }
+}

@@ -483,7 +483,7 @@ async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Met
 }
 
 /// A handler panicked: a bug, told to the log by the panic itself. The server goes on.
-fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     let (status, body) = refusal_body(&ServeError::Internal);
     (status, Json(body)).into_response()
 }

@@ -157,7 +157,7 @@ impl GenerateStream {
         match event {
             TokenEvent::Started { scheduled_at, num_cached_tokens, prompt_logprobs } => {
                 self.tracker.scheduled(scheduled_at);
-                if index as u32 % self.num_choices == 0 {
+                if (index as u32).is_multiple_of(self.num_choices) {
                     let prompt = index as u32 / self.num_choices;
                     self.tracker.prompt_computed(self.prompts[prompt as usize].tokens.len() as u32, num_cached_tokens);
                     self.ready.push_back(GenerateEvent::Prompt { prompt, logprobs: prompt_logprobs });

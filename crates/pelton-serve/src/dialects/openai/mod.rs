@@ -43,6 +43,9 @@ pub(super) fn routes() -> Router<Arc<Server>> {
 /// What the two endpoints call their fields.
 type Names = fn(Field) -> &'static str;
 
+/// Characters of an unknown model's name that are told.
+const MAX_NAME_CHARACTERS: usize = 200;
+
 /// Characters of a request id that are kept.
 const MAX_ID_CHARACTERS: usize = 128;
 
@@ -51,7 +54,7 @@ fn model_name(server: &Server, requested: Option<String>) -> Result<String, Serv
     match requested {
         None => Ok(server.config().model_name().to_owned()),
         Some(name) if server.config().serves(&name) => Ok(name),
-        Some(name) => Err(ServeError::UnknownModel(name)),
+        Some(name) => Err(ServeError::UnknownModel(name.chars().take(MAX_NAME_CHARACTERS).collect())),
     }
 }
 
@@ -201,7 +204,7 @@ async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Met
 }
 
 /// A handler panicked: a bug, told to the log by the panic itself. The server goes on.
-fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     let (status, body) = refusal_body(&ServeError::Internal, field_name);
     (status, Json(body)).into_response()
 }
