@@ -487,3 +487,31 @@ pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     let (status, body) = refusal_body(&ServeError::Internal);
     (status, Json(body)).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temperature_of(body: &str) -> Option<f32> {
+        let wire = serde_json::from_str(body).expect("a request");
+        let (request, _) = parse(wire, &ServeConfig::default(), Delivery::Whole).expect("a valid request");
+        request.sampling.temperature
+    }
+
+    #[test]
+    fn absent_parameters_sample_and_present_ones_only_if_they_say_so() {
+        let (sampled, greedy) = (None, Some(0.0));
+        assert_eq!(temperature_of(r#"{"inputs": "x"}"#), sampled);
+        for (parameters, expected) in [
+            ("{}", greedy),
+            (r#"{"temperature": 1.0, "top_p": 1.0}"#, greedy),
+            (r#"{"do_sample": true}"#, sampled),
+            (r#"{"top_k": 5}"#, sampled),
+            (r#"{"typical_p": 0.5}"#, sampled),
+            (r#"{"temperature": 0.5}"#, Some(0.5)),
+        ] {
+            let body = format!(r#"{{"inputs": "x", "parameters": {parameters}}}"#);
+            assert_eq!(temperature_of(&body), expected, "{parameters}");
+        }
+    }
+}

@@ -132,7 +132,9 @@ pub(crate) async fn prepare(
         .collect::<Result<Vec<_>, _>>()?;
 
     let DetailsRequest { logprobs, top_tokens, prompt: prompt_logprobs, skip_special_tokens } = details;
-    let eos_tokens = if stopping.ignore_eos { Vec::new() } else { pool.model().eos_token_ids().to_vec() };
+    // A tokenizer may know more tokens than the model.
+    let can_come = |token: &u32| !stopping.ignore_eos && *token < limits.vocab_size;
+    let eos_tokens = pool.model().eos_token_ids().iter().copied().filter(can_come).collect();
     Ok(Prepared {
         prompts,
         num_choices: num_choices as u16, // `check_shape` has seen to that.

@@ -222,8 +222,8 @@ async fn broken_bodies() {
 
 #[tokio::test]
 async fn others_go_on_meanwhile() {
-    let server = Setup::alphabet().step_cost(Duration::from_millis(1)).start().await;
-    let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 300}});
+    let server = Setup::alphabet().step_cost(Duration::from_millis(4)).start().await;
+    let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 500}});
     let (response, _connection) = server.open("/generate_stream", body).await;
     let mut events = Events::new(response.into_body());
     events.next().await.expect("a first token");
@@ -233,8 +233,8 @@ async fn others_go_on_meanwhile() {
     refused(&server, "/v1/completions", &b"{"[..], 400, &["JSON"]).await;
     assert!(server.gauges().running == 1, "the stream still runs");
     let rest = events.rest().await;
-    assert_eq!(rest.len(), 299);
-    assert!(rest[298].contains(&letters(3, 300)));
+    assert_eq!(rest.len(), 499);
+    assert!(rest[498].contains(&letters(3, 500)));
 }
 
 #[tokio::test]

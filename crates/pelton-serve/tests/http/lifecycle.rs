@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -108,13 +108,11 @@ async fn body_that_never_ends_is_not_waited_for() {
 #[tokio::test]
 async fn first_token_does_not_wait_for_the_others() {
     let server = Setup::alphabet().step_cost(Duration::from_millis(2)).start().await;
-    let started = Instant::now();
     let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 500}});
     let (response, _connection) = server.open("/generate_stream", body).await;
     let mut events = Events::new(response.into_body());
     events.next().await.expect("a first token");
-    assert!(started.elapsed() < Duration::from_millis(500), "five hundred steps take a second");
-    assert!(server.gauges().steps < 400);
+    assert!(server.gauges().steps < 400, "most steps are still to come");
 }
 
 #[tokio::test]

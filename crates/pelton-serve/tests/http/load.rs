@@ -12,9 +12,12 @@ fn long_stream() -> serde_json::Value {
     json!({"inputs": "abc", "parameters": {"max_new_tokens": LONG}})
 }
 
-/// One sequence runs at a time, at one token per millisecond.
+/// A long stream takes five seconds then, which is more than anything else here takes.
+const SLOW: Duration = Duration::from_millis(5);
+
+/// One sequence runs at a time.
 fn slow_and_narrow() -> Setup {
-    Setup::alphabet().step_cost(Duration::from_millis(1)).engine(|engine| engine.max_sequences = 1)
+    Setup::alphabet().step_cost(SLOW).engine(|engine| engine.max_sequences = 1)
 }
 
 #[tokio::test]
@@ -54,7 +57,7 @@ async fn full_engine_queue_is_an_answer_too() {
 
 #[tokio::test]
 async fn client_that_leaves_a_stream_frees_its_sequence() {
-    let server = Setup::alphabet().step_cost(Duration::from_millis(1)).start().await;
+    let server = Setup::alphabet().step_cost(SLOW).start().await;
     let (response, connection) = server.open("/generate_stream", long_stream()).await;
     let mut events = Events::new(response.into_body());
     events.next().await.expect("a first token");
@@ -66,7 +69,7 @@ async fn client_that_leaves_a_stream_frees_its_sequence() {
 
 #[tokio::test]
 async fn client_that_leaves_before_a_whole_answer_frees_all_choices() {
-    let server = Setup::alphabet().step_cost(Duration::from_millis(1)).start().await;
+    let server = Setup::alphabet().step_cost(SLOW).start().await;
     let body = json!({"prompt": ["abc", "abd"], "max_tokens": LONG, "n": 2}).to_string();
     let connection = server.connect().await;
     let request = connection.send("POST", "/v1/completions", &[("content-type", "application/json")], body.into());
@@ -82,7 +85,8 @@ async fn client_that_leaves_before_a_whole_answer_frees_all_choices() {
 #[tokio::test]
 async fn client_that_leaves_while_queued_is_forgotten() {
     let server = slow_and_narrow().start().await;
-    let (response, _connection) = server.open("/generate_stream", long_stream()).await;
+    let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 200}});
+    let (response, _connection) = server.open("/generate_stream", body).await;
     let mut events = Events::new(response.into_body());
     events.next().await.expect("a first token");
     let queued = server.open("/v1/completions", json!({"prompt": "abc", "max_tokens": LONG, "stream": true})).await;
@@ -90,7 +94,7 @@ async fn client_that_leaves_while_queued_is_forgotten() {
     drop(queued);
     server.until("it is gone while the other runs", |gauges| gauges.waiting == 0 && gauges.running == 1).await;
     let rest = events.rest().await;
-    assert_eq!(parse(rest.last().expect("events"))["generated_text"], letters(3, LONG as usize));
+    assert_eq!(parse(rest.last().expect("events"))["generated_text"], letters(3, 200));
 }
 
 #[tokio::test]
