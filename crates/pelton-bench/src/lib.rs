@@ -93,7 +93,7 @@ async fn measure(
     command: Vec<String>,
     show_progress: bool,
 ) -> Result<Report, BenchError> {
-    let mut questions = Questions::new(target.clone());
+    let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
     let (mut words, counted_by) = match &plan.workload.tokenizer {
         Some(path) => (Words::calibrate(&mut Local::load(path)?).await?, TokenSource::Tokenizer),

@@ -257,6 +257,25 @@ fn failures_are_counted_by_kind_and_kept_out_of_latencies() {
 
 #[test]
 fn a_server_that_goes_away_gives_connect_errors() {
+    // One connection for the questions, one for the user.
+    let mock = Mock::start_for(2, |question| {
+        tgi_facts(question).unwrap_or_else(|| {
+            let mut acts = tgi_stream(question, Pace::ms(1, 0));
+            // The second request of the run, number 2 after the one before it, finds its connection closed.
+            acts.extend((question.nth == 1).then_some(Act::Close));
+            acts
+        })
+    });
+    let report = run(&plan(&mock, users(1), 5, 2));
+    let summary = &report.runs[0].summary;
+    assert_eq!(summary.requests.complete, 1);
+    let failed: u64 = summary.errors.values().map(|errors| errors.count).sum();
+    // The closed connection is noticed before sending or while sending.
+    assert!(failed == 4 && summary.errors["connect"].count >= 3, "{:?}", summary.errors);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_an_error_before_the_run() {
     let mock = Mock::start(|question| tgi_facts(question).unwrap_or_else(|| tgi_stream(question, Pace::ms(1, 0))));
     let mut gone = plan(&mock, users(1), 2, 2);
     // Nobody listens on this port: it was free and is closed again.
@@ -264,6 +283,15 @@ fn a_server_that_goes_away_gives_connect_errors() {
     gone.target.url = format!("http://{free}");
     let error = pelton_bench::run(&gone, Vec::new(), false).expect_err("nobody listens");
     assert!(matches!(&error, BenchError::Server(text) if text.starts_with("connect: ")), "{error}");
+}
+
+#[test]
+fn a_server_that_never_answers_is_an_error_before_the_run() {
+    let mock = Mock::start(|_| vec![Act::Until(Duration::from_secs(10)), Act::Close]);
+    let mut plan = plan(&mock, users(1), 2, 2);
+    plan.target.timeout = Duration::from_millis(200);
+    let error = pelton_bench::run(&plan, Vec::new(), false).expect_err("nothing is answered");
+    assert_eq!(error.to_string(), "server: timeout: /info is not answered within 200ms");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Asks a server, before the run, which dialect it speaks, what it serves, and how it counts tokens.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
 use serde_json::{Value, json};
 
 use super::{Client, Connection, Lengthening, Target, broken, message_of, read_body};
@@ -17,6 +19,8 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 pub struct Questions {
     target: Target,
     connection: Option<Connection>,
+    /// Longest time of one question.
+    timeout: Duration,
 }
 
 /// Which form of `/tokenize` a server has.
@@ -41,11 +45,17 @@ pub struct Found {
 
 impl Questions {
     /// No connection is made yet.
-    pub fn new(target: Target) -> Self {
-        Self { target, connection: None }
+    pub fn new(target: Target, timeout: Duration) -> Self {
+        Self { target, connection: None, timeout }
     }
 
-    async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<(u16, HeaderMap, Vec<u8>), Failure> {
+    async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<(u16, Vec<u8>), Failure> {
+        let timeout = self.timeout;
+        let late = |_| Failure::new(ErrorKind::Timeout, format!("{path} is not answered within {timeout:?}"));
+        tokio::time::timeout(timeout, self.ask_untimed(method, path, body)).await.map_err(late)?
+    }
+
+    async fn ask_untimed(&mut self, method: Method, path: &str, body: Bytes) -> Result<(u16, Vec<u8>), Failure> {
         let mut idle = self.connection.take();
         if let Some(connection) = &mut idle
             && !connection.is_ready().await
@@ -62,13 +72,13 @@ impl Questions {
         let mut bytes = Vec::new();
         read_body(&mut connection, body, MAX_ANSWER_BYTES, &mut bytes).await?;
         self.connection = Some(connection);
-        Ok((head.status.as_u16(), head.headers, bytes))
+        Ok((head.status.as_u16(), bytes))
     }
 
     /// A JSON answer, or `None` if the server has no such route or answers something else.
     async fn json(&mut self, method: Method, path: &str, body: Value) -> Result<Option<Value>, Failure> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let (status, _, bytes) = self.ask(method, path, body).await?;
+        let (status, bytes) = self.ask(method, path, body).await?;
         match status {
             200..=299 => Ok(serde_json::from_slice(&bytes).ok()),
             401 | 403 => Err(Failure::new(ErrorKind::Status(status), format!("{path}: {}", message_of(&bytes)))),
@@ -131,10 +141,13 @@ impl Questions {
     }
 
     async fn try_generate(&mut self, client: &Client, prompt: String) -> Row {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let mut row = RowBuilder::new(0, 0, start, start, start, 0);
-        let result = client.exchange(&mut self.connection, client.body(prompt), &mut row).await;
-        row.finish(result.err(), std::time::Instant::now())
+        let exchange = client.exchange(&mut self.connection, client.body(prompt), &mut row);
+        let late =
+            |_| Failure::new(ErrorKind::Timeout, format!("one token is not generated within {:?}", self.timeout));
+        let result = tokio::time::timeout(self.timeout, exchange).await.map_err(late);
+        row.finish(result.and_then(|result| result).err(), Instant::now())
     }
 
     /// Finds by trial how an answer of exactly the wished length can be asked for. Each trial is a request for one token; the row of the

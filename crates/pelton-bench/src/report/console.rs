@@ -1,6 +1,7 @@
 //! The report as text for a terminal.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::{Report, RunReport, TokenSource};
 use crate::plan::{PromptMix, Warmup};
@@ -45,10 +46,15 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let length = if server.ignores_end_of_text { "end of text ignored" } else { "may end earlier" };
     writeln!(f, "answers  {} tokens, {length}", plan.workload.output_tokens)?;
     let warmup = match plan.warmup {
-        Warmup::Time(time) => format!("{time:?}"),
-        Warmup::Requests(n) => format!("{n} requests"),
+        Warmup::Time(Duration::ZERO) | Warmup::Requests(0) => "no warm-up".to_owned(),
+        Warmup::Time(time) => format!("{time:?} warm-up"),
+        Warmup::Requests(n) => format!("{n} requests warm-up"),
     };
-    writeln!(f, "left out warm-up {warmup}, cool-down {:?}", plan.cooldown)
+    let cooldown = match plan.cooldown {
+        Duration::ZERO => "no cool-down".to_owned(),
+        time => format!("{time:?} cool-down"),
+    };
+    writeln!(f, "left out {warmup}, {cooldown}")
 }
 
 fn one_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {

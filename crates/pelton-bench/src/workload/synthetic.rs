@@ -316,6 +316,22 @@ mod tests {
         assert!(error.to_string().contains("19 tokens"), "{error}");
     }
 
+    #[tokio::test(flavor = "current_thread")]
+    async fn prompts_are_exact_under_a_real_tokenizer() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+        for path in [path.join("tokenizer.json"), path] {
+            let mut counter = crate::workload::count::Local::load(&path).expect("the demo model has a tokenizer");
+            let words = Words::calibrate(&mut counter).await.expect("many words add");
+            for tokens in [1, 2, 17, 512] {
+                let prompts = Prompts::new(&words, &workload(tokens, PromptMix::Distinct)).expect("possible");
+                for index in 0..50 {
+                    let count = counter.count(&prompts.prompt(index)).await.expect("counts");
+                    assert_eq!(count, tokens as usize, "{:?}", prompts.prompt(index));
+                }
+            }
+        }
+    }
+
     #[test]
     fn prompts_differ_from_the_first_word_on() {
         let prompts = Prompts::new(&Words::guessed(), &workload(32, PromptMix::Distinct)).expect("possible");

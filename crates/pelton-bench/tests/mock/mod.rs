@@ -45,13 +45,18 @@ pub struct Mock {
 impl Mock {
     /// `script` answers every request; `/info` makes it a TGI server, `/v1/models` an OpenAI one, by what the script answers.
     pub fn start(script: impl Fn(&Question) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        Self::start_for(usize::MAX, script)
+    }
+
+    /// As [`start`](Self::start), but listens no longer once so many connections were made.
+    pub fn start_for(max_connections: usize, script: impl Fn(&Question) -> Vec<Act> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("the listener is bound");
         let connections = Arc::new(AtomicUsize::new(0));
         let (script, counter): (Arc<Script>, _) = (Arc::new(script), Arc::clone(&connections));
         let generations = Arc::new(AtomicUsize::new(0));
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming().flatten().take(max_connections) {
                 counter.fetch_add(1, Ordering::Relaxed);
                 let (script, generations) = (Arc::clone(&script), Arc::clone(&generations));
                 std::thread::spawn(move || {
