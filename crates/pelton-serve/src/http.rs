@@ -11,8 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use pelton_engine::{EngineHandle, ShutdownOutcome};
-use pelton_text::TextPool;
+use pelton_engine::ShutdownOutcome;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -72,16 +71,10 @@ pub enum ServeRunError {
 
 /// Serves `listener` until `shutdown` is ready. Then: no new connections, not ready, new work answered with 503; running requests go on until
 /// `graceful_termination_timeout`, then they are cut with an error; the engine is shut down.
-pub async fn run(
-    listener: TcpListener,
-    config: ServeConfig,
-    engine: EngineHandle,
-    text: TextPool,
-    shutdown: impl Future<Output = ()>,
-) -> Result<ServeOutcome, ServeRunError> {
-    let server = Server::new(config, engine.clone(), text)?;
+pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) -> ServeOutcome {
     let config = server.config();
-    let app = router(Arc::clone(&server))?;
+    let engine = server.engine().clone();
+    let app = router(Arc::clone(&server));
 
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -127,16 +120,16 @@ pub async fn run(
         let _cut_off = tokio::time::timeout(LAST_WORDS, last_words).await;
     }
     connections.shutdown().await;
-    Ok(match engine_outcome {
+    match engine_outcome {
         Ok(ShutdownOutcome::Drained) if all_answered => ServeOutcome::Drained,
         _ => ServeOutcome::Cut,
-    })
+    }
 }
 
 /// All routes of all dialects.
-pub fn router(server: Arc<Server>) -> Result<Router, ServeRunError> {
-    let cors = cors(server.config())?;
-    Ok(dialects::routes().merge(health::routes()).layer(cors).with_state(server))
+pub fn router(server: Arc<Server>) -> Router {
+    let cors = server.cors().clone();
+    dialects::routes().merge(health::routes()).layer(cors).with_state(server)
 }
 
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, io::Result<TcpStream>) {
@@ -164,7 +157,8 @@ fn prepare_socket(stream: &TcpStream) {
     }
 }
 
-fn cors(config: &ServeConfig) -> Result<CorsLayer, ServeRunError> {
+/// Which pages of other origins may call, from the settings.
+pub(crate) fn cors(config: &ServeConfig) -> Result<CorsLayer, ServeRunError> {
     let origins = config.cors_allow_origin.iter().map(|origin| {
         HeaderValue::from_str(origin).map_err(|error| ServeRunError::Setting {
             name: "cors_allow_origin",

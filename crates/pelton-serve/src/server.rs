@@ -7,8 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pelton_engine::EngineHandle;
 use pelton_text::{TextModel, TextPool};
 use tokio::sync::Semaphore;
+use tower_http::cors::CorsLayer;
 
 use crate::generate::ServeError;
+use crate::http::cors;
 use crate::metrics::{CacheShape, Metrics};
 use crate::{Limits, ServeConfig, ServeRunError};
 
@@ -16,6 +18,7 @@ use crate::{Limits, ServeConfig, ServeRunError};
 pub struct Server {
     config: ServeConfig,
     limits: Limits,
+    cors: CorsLayer,
     engine: EngineHandle,
     pool: TextPool,
     /// One for each sequence in the server.
@@ -31,12 +34,23 @@ impl Server {
     /// Fails when `config` promises what model and engine cannot keep.
     pub fn new(config: ServeConfig, engine: EngineHandle, pool: TextPool) -> Result<Arc<Self>, ServeRunError> {
         let limits = Limits::resolve(&config, &engine)?;
+        let cors = cors(&config)?;
         let spec = engine.spec();
         let cache = CacheShape { block_tokens: spec.block_tokens, num_blocks: spec.num_blocks };
         let metrics = Metrics::new(config.model_name(), &limits, cache);
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests as usize));
         let is_stopping = AtomicBool::new(false);
-        Ok(Arc::new(Self { config, limits, engine, pool, permits, metrics, is_stopping, created: unix_seconds() }))
+        Ok(Arc::new(Self {
+            config,
+            limits,
+            cors,
+            engine,
+            pool,
+            permits,
+            metrics,
+            is_stopping,
+            created: unix_seconds(),
+        }))
     }
 
     /// From now on new work is refused and the server is not ready; what was taken up goes on.
@@ -66,6 +80,10 @@ impl Server {
 
     pub(crate) fn config(&self) -> &ServeConfig {
         &self.config
+    }
+
+    pub(crate) fn cors(&self) -> &CorsLayer {
+        &self.cors
     }
 
     pub(crate) fn limits(&self) -> &Limits {

@@ -118,9 +118,8 @@ async fn first_token_does_not_wait_for_the_others() {
 #[tokio::test]
 async fn promises_that_the_model_cannot_keep_are_refused_at_start() {
     let start = async |change: fn(&mut ServeConfig)| {
-        let server = Setup::alphabet().serve(change).start().await;
-        let outcome = server.try_stopped().await;
-        outcome.expect_err("the settings are impossible").to_string()
+        let server = Setup::alphabet().serve(change).try_start().await;
+        server.err().expect("the settings are impossible").to_string()
     };
     let message = start(|serve| serve.max_total_tokens = Some(1_000_000)).await;
     assert_eq!(message, "max_total_tokens is 1000000, the model and its KV cache allow at most 4096");

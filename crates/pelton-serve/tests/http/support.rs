@@ -67,15 +67,20 @@ impl Setup {
     }
 
     pub async fn start(self) -> Server {
+        self.try_start().await.expect("settings that can be kept")
+    }
+
+    pub async fn try_start(self) -> Result<Server, ServeRunError> {
         let engine = pelton_engine::start(Box::new(FakeModel::new(self.fake)), self.engine).expect("the engine starts");
         let pool = TextPool::new(TextModel::bytes(), 1, 64);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
         let (stop, stopped) = oneshot::channel::<()>();
-        let run = pelton_serve::run(listener, self.serve, engine.clone(), pool, async {
+        let server = pelton_serve::Server::new(self.serve, engine.clone(), pool)?;
+        let run = pelton_serve::run(listener, server, async {
             let _dropped_or_sent = stopped.await;
         });
-        Server { address, engine, stop: Some(stop), run: tokio::spawn(run) }
+        Ok(Server { address, engine, stop: Some(stop), run: tokio::spawn(run) })
     }
 }
 
@@ -84,7 +89,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub engine: EngineHandle,
     stop: Option<oneshot::Sender<()>>,
-    run: JoinHandle<Result<ServeOutcome, ServeRunError>>,
+    run: JoinHandle<ServeOutcome>,
 }
 
 /// A whole answer.
@@ -184,12 +189,8 @@ impl Server {
         stop.send(()).expect("the server runs");
     }
 
-    pub async fn stopped(self) -> ServeOutcome {
-        self.try_stopped().await.expect("the server could run")
-    }
-
     /// Waits for the end of `run`.
-    pub async fn try_stopped(self) -> Result<ServeOutcome, ServeRunError> {
+    pub async fn stopped(self) -> ServeOutcome {
         let run = tokio::time::timeout(PATIENCE, self.run).await.expect("the server stops in time");
         run.expect("the server does not panic")
     }

@@ -4,15 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pelton_backend::{DType, TokenId};
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
-use pelton_engine::{EngineConfig, EngineHandle, FakeConfig, FakeModel};
+use pelton_engine::{EngineConfig, FakeConfig, FakeModel};
 use pelton_model::hub::{self, HubOptions};
 use pelton_model::{DTypeChoice, KvBudget, KvDTypeChoice, LoadOptions, Model, ModelFiles, load};
-use pelton_serve::{ServeConfig, ServeOutcome};
+use pelton_serve::{ServeConfig, ServeOutcome, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
@@ -48,7 +49,8 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     .context("cannot start the engine")?;
     let config = serve_config(&args, &loaded.name, &loaded.dtype);
     let pool = TextPool::new(loaded.text, usize::from(args.validation_workers), args.max_concurrent_requests as usize);
-    let outcome = runtime.block_on(serve(address, config, engine, pool, &loaded.name))?;
+    let server = Server::new(config, engine, pool)?;
+    let outcome = runtime.block_on(serve(address, server, &loaded.name))?;
     Ok(match outcome {
         ServeOutcome::Drained => ExitCode::SUCCESS,
         ServeOutcome::Cut => {
@@ -77,13 +79,7 @@ fn check(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-async fn serve(
-    address: SocketAddr,
-    config: ServeConfig,
-    engine: EngineHandle,
-    pool: TextPool,
-    name: &str,
-) -> Result<ServeOutcome> {
+async fn serve(address: SocketAddr, server: Arc<Server>, name: &str) -> Result<ServeOutcome> {
     let listener = TcpListener::bind(address).await.with_context(|| match address.port() {
         0 => format!("cannot listen on {}", address.ip()),
         port => format!("cannot listen on {address} (is port {port} taken? --port 0 takes a free one)"),
@@ -95,7 +91,7 @@ async fn serve(
         "  curl {url}/generate -H 'Content-Type: application/json' \
          -d '{{\"inputs\":\"def fibonacci(n):\",\"parameters\":{{\"max_new_tokens\":64}}}}'"
     );
-    pelton_serve::run(listener, config, engine, pool, stop_signal()).await.context("the server failed")
+    Ok(pelton_serve::run(listener, server, stop_signal()).await)
 }
 
 /// Resolves at SIGTERM or Ctrl-C.
