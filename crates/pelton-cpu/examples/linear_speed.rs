@@ -72,35 +72,26 @@ fn best_time(mut work: impl FnMut()) -> Duration {
     best
 }
 
-/// Bytes per second that all threads together read from memory, 256 MiB each.
+/// Bytes per second that all threads together read from memory: 96 MiB each, more than caches hold.
 fn read_bandwidth(threads: usize) -> f64 {
-    let data: Vec<Vec<u64>> = (0..threads).map(|_| vec![1; 1 << 25]).collect();
-    let mut best = 0.0f64;
-    for _ in 0..6 {
-        let start = Instant::now();
+    const WORDS: usize = 12 << 20;
+    let data: Vec<Vec<u64>> = (0..threads).map(|_| vec![1; WORDS]).collect();
+    let time = best_time(|| {
         std::thread::scope(|scope| {
             for part in &data {
                 scope.spawn(|| black_box(part.iter().fold(0u64, |sum, &x| sum.wrapping_add(x))));
             }
         });
-        best = best.max((threads * (8 << 25)) as f64 / start.elapsed().as_secs_f64());
-    }
-    best
+    });
+    (threads * 8 * WORDS) as f64 / time.as_secs_f64()
 }
 
-/// Floating-point operations per second of all threads together with operands in registers.
+/// Floating-point operations per second with operands in registers: of one thread in a quiet moment, times the threads.
 fn fma_peak(threads: usize) -> f64 {
-    const ROUNDS: usize = 40_000_000;
-    let mut best = 0.0f64;
-    for _ in 0..3 {
-        let start = Instant::now();
-        let lanes: usize = std::thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(|| multiply_add(ROUNDS))).collect();
-            all.into_iter().map(|thread| thread.join().expect("no panic")).sum()
-        });
-        best = best.max((2 * lanes * ROUNDS) as f64 / start.elapsed().as_secs_f64());
-    }
-    best
+    const ROUNDS: usize = 100_000;
+    let mut lanes = 0;
+    let time = best_time(|| lanes = multiply_add(ROUNDS));
+    (threads * 2 * lanes * ROUNDS) as f64 / time.as_secs_f64()
 }
 
 /// Ten independent chains in the widest registers; returns the products of one round.

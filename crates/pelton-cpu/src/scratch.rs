@@ -1,5 +1,6 @@
 //! Working memory of kernels: one piece per worker and one for all, grown at first use and then kept.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::pool::lock;
@@ -8,6 +9,9 @@ use crate::pool::lock;
 pub(crate) struct Scratches {
     workers: Vec<Mutex<Scratch>>,
     shared: Mutex<Scratch>,
+    /// Floats that every worker has. Written by callers, who grow all pieces before a region: a worker that gets its first unit in the
+    /// thousandth step must not allocate then.
+    reserved_floats: AtomicUsize,
 }
 
 /// One piece. Contents are leftovers of earlier use.
@@ -19,7 +23,21 @@ pub(crate) struct Scratch {
 
 impl Scratches {
     pub(crate) fn new(threads: usize) -> Self {
-        Self { workers: (0..threads).map(|_| Mutex::default()).collect(), shared: Mutex::default() }
+        Self {
+            workers: (0..threads).map(|_| Mutex::default()).collect(),
+            shared: Mutex::default(),
+            reserved_floats: AtomicUsize::new(0),
+        }
+    }
+
+    /// Gives every worker room for `len` floats.
+    pub(crate) fn reserve_floats(&self, len: usize) {
+        if self.reserved_floats.load(Ordering::Relaxed) < len {
+            for worker in &self.workers {
+                lock(worker).floats(len);
+            }
+            self.reserved_floats.fetch_max(len, Ordering::Relaxed);
+        }
     }
 
     /// That of `worker`, inside a region.

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Lanes;
+use super::{Lanes, Tiles};
 use crate::isa::Avx2;
 
 /// Lanes 0 to 7 and 8 to 15.
@@ -15,7 +15,7 @@ pub(crate) struct Two(__m256, __m256);
 
 impl Lanes for Avx2 {
     type V = Two;
-    const WIDE: bool = false;
+    const TILES: Tiles = Tiles { wide: false, vectors: true };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {
@@ -162,6 +162,12 @@ impl Lanes for Avx2 {
             let high = _mm256_add_epi32(_mm256_cvttps_epi32(n.1), bias);
             Two(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: every x86-64 CPU has it, and it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
 

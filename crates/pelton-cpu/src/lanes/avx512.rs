@@ -6,12 +6,12 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Lanes;
+use super::{Lanes, Tiles};
 use crate::isa::Avx512;
 
 impl Lanes for Avx512 {
     type V = __m512;
-    const WIDE: bool = true;
+    const TILES: Tiles = Tiles { wide: true, vectors: true };
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -120,6 +120,12 @@ impl Lanes for Avx512 {
             let exponent = _mm512_add_epi32(_mm512_cvttps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: every x86-64 CPU has it, and it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
 

@@ -15,12 +15,20 @@ pub(crate) use exp::exp;
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
+/// How large register tiles may be. Two questions rather than an enum, so that tiles of other sizes are never compiled.
+pub(crate) struct Tiles {
+    /// 32 vectors fit the register file.
+    pub wide: bool,
+    /// There are vector registers at all; else a tile is one row and one vector, to be read rather than fast.
+    pub vectors: bool,
+}
+
 /// An instruction set's vector operations; the value is the proof that the CPU has them.
 pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Sixteen floats.
     type V: Copy;
-    /// Whether the register file holds 32 vectors, not 8 or fewer; decides the size of register tiles.
-    const WIDE: bool;
+    /// How large register tiles may be.
+    const TILES: Tiles;
 
     fn splat(self, x: f32) -> Self::V;
 
@@ -72,6 +80,9 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn keep_first(self, n: usize, v: Self::V, fill: Self::V) -> Self::V;
     /// `2^n` for whole `n` in `-126..=127`; anything else gives anything.
     fn pow2(self, n: Self::V) -> Self::V;
+
+    /// Asks for the cache line at `p` to be brought near; any address will do.
+    fn prefetch(self, p: *const f32);
 
     /// Up to 16 elements from `data[at]` on, then zeros.
     #[inline(always)]

@@ -2,12 +2,12 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Lanes};
+use super::{LANES, Lanes, Tiles};
 use crate::isa::Scalar;
 
 impl Lanes for Scalar {
     type V = [f32; LANES];
-    const WIDE: bool = false;
+    const TILES: Tiles = Tiles { wide: false, vectors: false };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -119,6 +119,9 @@ impl Lanes for Scalar {
     fn pow2(self, n: Self::V) -> Self::V {
         n.map(|n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
     }
+
+    #[inline(always)]
+    fn prefetch(self, _p: *const f32) {}
 }
 
 #[inline(always)]

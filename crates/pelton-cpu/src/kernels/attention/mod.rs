@@ -116,13 +116,16 @@ fn attend_all<T: KvElement>(
     let chunk = Chunk::new(&layout);
     let out = SharedMut::new(out);
     let blocks = CachePointer(blocks);
+    let padded_dim = spec.head_dim.next_multiple_of(LANES);
+    let floats_by_query = padded_dim + chunk.scores + 2;
+    let group = spec.num_heads / spec.num_kv_heads;
+    scratches.reserve_floats(TILE_ROWS * group * floats_by_query);
     pool.run(args.step.tiles.len() * spec.num_kv_heads, |worker, unit| {
         let tile = args.step.tiles[unit / spec.num_kv_heads];
         let span = args.step.batch.spans[tile.span];
-        let num_queries = tile.num_rows * (spec.num_heads / spec.num_kv_heads);
+        let num_queries = tile.num_rows * group;
         let mut scratch = scratches.of(worker);
-        let padded_dim = spec.head_dim.next_multiple_of(LANES);
-        let memory = scratch.floats(num_queries * (padded_dim + chunk.scores + 2));
+        let memory = scratch.floats(num_queries * floats_by_query);
         let (mixed, memory) = memory.split_at_mut(num_queries * padded_dim);
         let (scores, memory) = memory.split_at_mut(num_queries * chunk.scores);
         let (largest, sums) = memory.split_at_mut(num_queries);
@@ -252,8 +255,8 @@ impl<T: KvElement> Unit<'_, T> {
         let mut i = queries.start;
         while i < queries.end {
             let taken = match queries.end - i {
-                8.. if L::WIDE => 8,
-                2.. => 2,
+                8.. if L::TILES.wide => 8,
+                2.. if L::TILES.vectors => 2,
                 _ => 1,
             };
             let mut q = [std::ptr::null(); MAX_QUERIES];
@@ -269,10 +272,12 @@ impl<T: KvElement> Unit<'_, T> {
                 // SAFETY: as many queries of `head_dim` elements; `head_dim` rows of keys, which may be read a vector past
                 // their end because values or the buffer's slack follow.
                 unsafe {
-                    match taken {
-                        8 if L::WIDE => score_block::<L, T, 8>(isa, &q, keys, shape, spec.scale, scores),
-                        2 => score_block::<L, T, 2>(isa, &q, keys, shape, spec.scale, scores),
-                        _ => score_block::<L, T, 1>(isa, &q, keys, shape, spec.scale, scores),
+                    if L::TILES.wide && taken == 8 {
+                        score_block::<L, T, 8>(isa, &q, keys, shape, spec.scale, scores);
+                    } else if L::TILES.vectors && taken == 2 {
+                        score_block::<L, T, 2>(isa, &q, keys, shape, spec.scale, scores);
+                    } else {
+                        score_block::<L, T, 1>(isa, &q, keys, shape, spec.scale, scores);
                     }
                 }
             }
@@ -330,9 +335,10 @@ impl<T: KvElement> Unit<'_, T> {
         let mut i = queries.start;
         while i < queries.end {
             // Queries side by side as far as all of them see; the sums rest in `mixed` where one goes on alone.
-            let together = if queries.end - i >= TOGETHER { TOGETHER } else { 1 };
             let common = seen(i);
-            if together == TOGETHER {
+            let mut together = 1;
+            if L::TILES.vectors && queries.end - i >= TOGETHER {
+                together = TOGETHER;
                 self.mix_vectors::<L, TOGETHER>(isa, i, values, 0..common);
             } else {
                 self.mix_vectors::<L, 1>(isa, i, values, 0..common);
@@ -371,7 +377,7 @@ impl<T: KvElement> Unit<'_, T> {
                 // SAFETY: `here` are positions of the block; a vector may be read past a head's end because the next position, block or
                 // the buffer's slack follows, and those lanes are padding.
                 unsafe {
-                    if (L::WIDE || Q == 1) && padded_dim - d >= TOGETHER * LANES {
+                    if L::TILES.wide && padded_dim - d >= TOGETHER * LANES {
                         mix_chunk::<L, T, Q, TOGETHER>(isa, weights, values, here.clone(), strides, mixed);
                         d += TOGETHER * LANES;
                     } else {
@@ -399,5 +405,3 @@ impl<T: KvElement> Unit<'_, T> {
         }
     }
 }
-
-const _: () = assert!(TILE_ROWS > 0 && CHUNK_TOKENS.is_multiple_of(LANES));

@@ -7,8 +7,9 @@
 //!
 //! A unit of work is one panel of 64 output features times some rows:
 //!
-//! - up to [`MAX_DIRECT_ROWS`] rows, weights are widened to f32 in registers on their way: the kernel runs at the speed of memory;
-//! - with more rows, [`BLOCK_K`] input features of the panel at a time are widened into a buffer that stays in the nearest cache,
+//! - up to [`MAX_DIRECT_ROWS`] rows, weights are widened to f32 in registers on their way: with few rows the kernel runs at the speed of
+//!   memory;
+//! - with more rows, [`BLOCK_K`] input features of the panel at a time are widened into a buffer that stays in a near cache,
 //!   and all rows pass over it, six at a time.
 
 mod bf16;
@@ -25,13 +26,17 @@ pub(crate) use pack::{Element, PANEL, Panels, panel_len};
 use tile::{PanelElement, TileArgs, tile};
 
 /// Rows for which weights are widened in registers, without a buffer.
-const MAX_DIRECT_ROWS: usize = 4;
+const MAX_DIRECT_ROWS: usize = 12;
 
-/// Input features whose widened weights are kept at a time; even. 128 of them are 32 KiB.
-const BLOCK_K: usize = 128;
+/// Rows of the largest register tile that widens weights itself.
+const DIRECT_TILE_ROWS: usize = 4;
 
-/// Rows of the largest register tile.
-const TILE_ROWS: usize = 6;
+/// Input features that all rows of a unit pass over before the next come; even. 256 of them are 32 KiB of a 16-bit panel, 64 KiB
+/// widened.
+const BLOCK_K: usize = 256;
+
+/// Rows of the largest register tile on widened weights.
+const BLOCK_TILE_ROWS: usize = 6;
 
 /// Fewest rows that are worth widening a block again for.
 const MIN_UNIT_ROWS: usize = 96;
@@ -56,6 +61,7 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear
         return bf16::linear(isa, pool, scratches, args, panels, out);
     }
     let units = Units::new(pool.threads(), args.num_rows, n);
+    scratches.reserve_floats(BLOCK_K * PANEL);
     pool.run(units.count(), |worker, unit| {
         let mut scratch = scratches.of(worker);
         let block = scratch.floats(BLOCK_K * PANEL);
@@ -140,40 +146,49 @@ impl Unit<'_> {
         // SAFETY: this unit alone reads and writes these rows of these columns, through these pointers only.
         let out = |row: usize| unsafe { self.out.at(row * n + first_column) };
 
-        if rows.len() <= MAX_DIRECT_ROWS {
-            let (x, out) = (x(rows.start, 0), out(rows.start));
-            let (x_stride, out_stride) = (k, n);
-            let args = TileArgs { x, x_stride, weights, k, start: bias, start_stride: 0, out, out_stride, columns };
-            // SAFETY: the unit's rows have `k` inputs and the panel's columns; the panel is whole.
-            unsafe { direct_rows(isa, rows.len(), args) };
-            return;
-        }
-        for first_k in (0..k).step_by(BLOCK_K) {
-            let block_k = BLOCK_K.min(k - first_k);
-            // SAFETY: `BLOCK_K` is even, so in every layout this is where the block begins; the panel holds it.
-            let weights = unsafe { T::block(isa, weights.add(first_k * PANEL), block_k, self.block) };
-            for first_row in rows.clone().step_by(TILE_ROWS) {
+        let direct = rows.len() <= MAX_DIRECT_ROWS;
+        let tile_rows = if direct { DIRECT_TILE_ROWS } else { BLOCK_TILE_ROWS };
+        // With one tile of rows, sums stay in their registers from end to end.
+        let stretch = if rows.len() <= DIRECT_TILE_ROWS { k.next_multiple_of(2) } else { BLOCK_K };
+        for first_k in (0..k).step_by(stretch) {
+            let block_k = stretch.min(k - first_k);
+            // A stretch is even, so in every layout this is where it begins.
+            let narrow = weights.wrapping_add(first_k * PANEL);
+            let wide = match direct {
+                true => std::ptr::null(),
+                // SAFETY: the panel holds `block_k` features from here on.
+                false => unsafe { T::block(isa, narrow, block_k, self.block) },
+            };
+            for first_row in rows.clone().step_by(tile_rows) {
                 let out = out(first_row);
                 let (start, start_stride) = if first_k == 0 { (bias, 0) } else { (out.cast_const(), n) };
                 let args = TileArgs {
                     x: x(first_row, first_k),
                     x_stride: k,
-                    weights,
+                    weights: narrow,
                     k: block_k,
                     start,
                     start_stride,
                     out,
                     out_stride: n,
                     columns,
+                    ahead: std::ptr::null(),
                 };
-                // SAFETY: so many rows from `first_row` on, `block_k` features of each, and the block in f32.
-                unsafe { block_rows(isa, TILE_ROWS.min(rows.end - first_row), args) };
+                let num_rows = tile_rows.min(rows.end - first_row);
+                if direct {
+                    // SAFETY: so many rows from `first_row` on, `block_k` features of each and of the panel.
+                    unsafe { direct_rows(isa, num_rows, args) };
+                } else {
+                    let ahead = narrow.wrapping_add(block_k * PANEL).cast();
+                    // SAFETY: as above, with the block in f32.
+                    unsafe { block_rows(isa, num_rows, args.on(wide, ahead)) };
+                }
             }
         }
     }
 }
 
-/// One to [`MAX_DIRECT_ROWS`] rows over all of `k`, whole panel.
+/// One to [`DIRECT_TILE_ROWS`] rows over a stretch of a panel as it is.
 ///
 /// # Safety
 /// As [`tile`], for `num_rows` rows and a whole panel.
@@ -181,56 +196,60 @@ impl Unit<'_> {
 unsafe fn direct_rows<L: Lanes, T: PanelElement>(isa: L, num_rows: usize, args: TileArgs<T>) {
     // SAFETY: the caller's promise, passed on; a panel is four vectors wide.
     unsafe {
-        if L::WIDE {
+        if L::TILES.wide {
             match num_rows {
                 1 => panel_tiles::<L, T, 1, 4>(isa, args),
                 2 => panel_tiles::<L, T, 2, 4>(isa, args),
                 3 => panel_tiles::<L, T, 3, 4>(isa, args),
                 _ => panel_tiles::<L, T, 4, 4>(isa, args),
             }
-        } else {
+        } else if L::TILES.vectors {
             match num_rows {
                 1 => panel_tiles::<L, T, 1, 4>(isa, args),
                 2 => panel_tiles::<L, T, 2, 2>(isa, args),
                 3 => panel_tiles::<L, T, 3, 1>(isa, args),
                 _ => panel_tiles::<L, T, 4, 1>(isa, args),
             }
+        } else {
+            for row in 0..num_rows {
+                panel_tiles::<L, T, 1, 1>(isa, args.at_row(row));
+            }
         }
     }
 }
 
-/// One to [`TILE_ROWS`] rows over a block in f32.
+/// One to [`BLOCK_TILE_ROWS`] rows over a block in f32.
 ///
 /// # Safety
 /// As [`tile`], for `num_rows` rows and a whole panel.
 #[inline(always)]
 unsafe fn block_rows<L: Lanes>(isa: L, num_rows: usize, args: TileArgs<f32>) {
-    // SAFETY: the caller's promise, passed on; five rows are four and one.
+    // SAFETY: the caller's promise, passed on; an odd number of rows is an even one and one.
     unsafe {
-        if L::WIDE {
+        if L::TILES.wide {
             match num_rows {
                 6 => panel_tiles::<L, f32, 6, 4>(isa, args),
                 4 | 5 => panel_tiles::<L, f32, 4, 4>(isa, args),
                 2 | 3 => panel_tiles::<L, f32, 2, 4>(isa, args),
                 _ => {}
             }
-        } else {
+            if num_rows % 2 == 1 {
+                panel_tiles::<L, f32, 1, 4>(isa, args.at_row(num_rows - 1));
+            }
+        } else if L::TILES.vectors {
             match num_rows {
                 6 => panel_tiles::<L, f32, 6, 1>(isa, args),
                 4 | 5 => panel_tiles::<L, f32, 4, 1>(isa, args),
                 2 | 3 => panel_tiles::<L, f32, 2, 2>(isa, args),
                 _ => {}
             }
-        }
-        if num_rows % 2 == 1 {
-            let done = num_rows - 1;
-            let args = TileArgs {
-                x: args.x.add(done * args.x_stride),
-                start: args.start.add(done * args.start_stride),
-                out: args.out.add(done * args.out_stride),
-                ..args
-            };
-            panel_tiles::<L, f32, 1, 4>(isa, args);
+            if num_rows % 2 == 1 {
+                panel_tiles::<L, f32, 1, 4>(isa, args.at_row(num_rows - 1));
+            }
+        } else {
+            for row in 0..num_rows {
+                panel_tiles::<L, f32, 1, 1>(isa, args.at_row(row));
+            }
         }
     }
 }

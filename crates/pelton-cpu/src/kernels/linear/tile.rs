@@ -6,7 +6,6 @@ use super::pack::{Element, PANEL};
 use crate::lanes::{LANES, Lanes};
 
 /// Where a tile reads and writes.
-#[derive(Clone, Copy)]
 pub(super) struct TileArgs<T> {
     /// First row's first input feature of this stretch of `k`.
     pub x: *const f32,
@@ -22,6 +21,42 @@ pub(super) struct TileArgs<T> {
     pub out_stride: usize,
     /// Columns that exist, at most those of the tile; the others are computed on zeros and not written.
     pub columns: usize,
+    /// Weights that will be wanted next, or null: asked for while this tile computes, [`AHEAD`] cache lines by pair of features.
+    pub ahead: *const f32,
+}
+
+/// Cache lines that a pair of input features takes in a 16-bit panel.
+const AHEAD: usize = 4;
+
+/// Floats in a cache line.
+const LINE: usize = 16;
+
+impl<T> Clone for TileArgs<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for TileArgs<T> {}
+
+impl<T> TileArgs<T> {
+    /// The same on other weights.
+    #[inline(always)]
+    pub fn on(self, weights: *const f32, ahead: *const f32) -> TileArgs<f32> {
+        let Self { x, x_stride, k, start, start_stride, out, out_stride, columns, .. } = self;
+        TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns, ahead }
+    }
+
+    /// The same from row `row` on.
+    #[inline(always)]
+    pub fn at_row(self, row: usize) -> Self {
+        Self {
+            x: self.x.wrapping_add(row * self.x_stride),
+            start: self.start.wrapping_add(row * self.start_stride),
+            out: self.out.wrapping_add(row * self.out_stride),
+            ..self
+        }
+    }
 }
 
 /// How an element type's panel is read two input features at a time.
@@ -90,7 +125,7 @@ impl PanelElement for bf16 {
 /// `columns` elements in `start` (readable) and `out` (writable, written by nobody else). Zero rows of `start_stride` may coincide.
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
-    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns } = args;
+    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns, ahead } = args;
     let mut sums = [[isa.splat(0.0); C]; R];
     let whole = columns == C * LANES;
     for r in 0..R {
@@ -104,6 +139,11 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
         }
     }
     for pair in 0..k / 2 {
+        if !ahead.is_null() {
+            for line in 0..AHEAD {
+                isa.prefetch(ahead.wrapping_add((pair * AHEAD + line) * LINE));
+            }
+        }
         let mut even = [isa.splat(0.0); C];
         let mut odd = [isa.splat(0.0); C];
         for c in 0..C {
