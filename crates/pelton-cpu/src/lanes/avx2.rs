@@ -165,6 +165,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn sum(self, v: Two) -> f32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { eight_sum(_mm256_add_ps(v.0, v.1)) }
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Two) -> f32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { eight_largest(_mm256_max_ps(v.0, v.1)) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // SAFETY: every x86-64 CPU has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -179,5 +191,33 @@ fn first(_proof: Avx2, n: usize) -> (__m256i, __m256i) {
     unsafe {
         let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         (_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane), _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane))
+    }
+}
+
+/// The sum of eight lanes, by halves.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn eight_sum(v: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+/// The largest of eight lanes.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn eight_largest(v: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
     }
 }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::avx2::{eight_largest, eight_sum};
 use super::{Lanes, Tiles};
 use crate::isa::Avx512;
 
@@ -123,6 +124,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: `self` proves AVX-512, which implies AVX.
+        unsafe { eight_sum(_mm256_add_ps(_mm512_castps512_ps256(v), upper(v))) }
+    }
+
+    #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        // SAFETY: `self` proves AVX-512, which implies AVX.
+        unsafe { eight_largest(_mm256_max_ps(_mm512_castps512_ps256(v), upper(v))) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, p: *const f32) {
         // SAFETY: every x86-64 CPU has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
@@ -133,4 +146,14 @@ impl Lanes for Avx512 {
 #[inline(always)]
 fn first(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// Lanes 8 to 15.
+///
+/// # Safety
+/// The CPU has AVX-512 F and DQ.
+#[inline(always)]
+unsafe fn upper(v: __m512) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_extractf32x8_ps::<1>(v) }
 }

@@ -196,6 +196,9 @@ struct Unit<'a, T> {
     out: SharedMut<'a, f32>,
 }
 
+/// Bytes that are brought near at once.
+const CACHE_LINE: usize = 64;
+
 /// Queries, and vectors of a head, that a register tile mixes side by side.
 const TOGETHER: usize = 4;
 
@@ -231,6 +234,7 @@ impl<T: KvElement> Kernel for Unit<'_, T> {
             let keys = &keys[..num_blocks];
 
             for (index, &keys) in keys.iter().enumerate() {
+                self.ask_for(isa, first_block + self.chunk.blocks + index);
                 self.score(isa, first_query..num_queries, keys, index);
             }
             for i in first_query..num_queries {
@@ -247,6 +251,19 @@ impl<T: KvElement> Kernel for Unit<'_, T> {
 }
 
 impl<T: KvElement> Unit<'_, T> {
+    /// Asks for keys and values of the block at `index` of the table, if there is one: blocks lie anywhere, so nothing else foresees them.
+    #[inline(always)]
+    fn ask_for<L: Lanes>(&self, isa: L, index: usize) {
+        if index >= self.tile.context_len.div_ceil(self.layout.block_tokens) {
+            return;
+        }
+        let BlockId(block) = self.table[index];
+        let at = self.layout.head_block(self.args.layer, block as usize, self.kv_head);
+        for byte in (0..2 * self.layout.half_len() * size_of::<T>()).step_by(CACHE_LINE) {
+            isa.prefetch(self.blocks.0.wrapping_add(at).wrapping_byte_add(byte).cast());
+        }
+    }
+
     /// Scores of `queries` against the block that is number `index` of its chunk.
     #[inline(always)]
     fn score<L: Lanes>(&mut self, isa: L, queries: std::ops::Range<usize>, keys: *const T, index: usize) {

@@ -11,7 +11,7 @@
 //! BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
-use pelton_backend::{BackendError, DType, DenseWeight};
+use pelton_backend::{BackendError, DType, DenseWeight, HostTensor};
 
 use crate::buffer::{Buffer, Plain};
 use crate::pool::Pool;
@@ -38,6 +38,11 @@ pub(crate) enum Panels {
 
 /// An element type of panels.
 pub(crate) trait Element: Plain {
+    /// What it is called in files.
+    const DTYPE: DType;
+    const ZERO: Self;
+    /// From little-endian bytes, as many as it has.
+    fn from_bytes(bytes: &[u8]) -> Self;
     /// Rounds to nearest even.
     fn round(x: f32) -> Self;
     fn widen(self) -> f32;
@@ -46,6 +51,14 @@ pub(crate) trait Element: Plain {
 }
 
 impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn from_bytes(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
     fn round(x: f32) -> f32 {
         x
     }
@@ -54,12 +67,21 @@ impl Element for f32 {
         self
     }
 
+    #[inline(always)]
     fn offset(k: usize, column: usize) -> usize {
         k * PANEL + column
     }
 }
 
 impl Element for f16 {
+    const DTYPE: DType = DType::F16;
+    const ZERO: Self = f16::ZERO;
+
+    #[inline(always)]
+    fn from_bytes(bytes: &[u8]) -> f16 {
+        f16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
     fn round(x: f32) -> f16 {
         f16::from_f32(x)
     }
@@ -68,12 +90,21 @@ impl Element for f16 {
         self.to_f32()
     }
 
+    #[inline(always)]
     fn offset(k: usize, column: usize) -> usize {
         k * PANEL + column
     }
 }
 
 impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    const ZERO: Self = bf16::ZERO;
+
+    #[inline(always)]
+    fn from_bytes(bytes: &[u8]) -> bf16 {
+        bf16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
     fn round(x: f32) -> bf16 {
         bf16::from_f32(x)
     }
@@ -82,6 +113,7 @@ impl Element for bf16 {
         self.to_f32()
     }
 
+    #[inline(always)]
     fn offset(k: usize, column: usize) -> usize {
         (k / 2 * PANEL + column) * 2 + k % 2
     }
@@ -131,22 +163,38 @@ fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>,
     let num_panels = out_features.div_ceil(PANEL);
     let mut packed = Buffer::new("a linear weight", num_panels.saturating_mul(panel_len))?;
     pool.run_pieces(packed.as_mut_slice(), panel_len, |_, panel, out| {
-        let mut strip = [[0.0f32; STRIP]; PANEL];
+        let mut strip = [[T::ZERO; STRIP]; PANEL];
+        let columns = PANEL.min(out_features - panel * PANEL);
         for first_k in (0..in_features).step_by(STRIP) {
             let width = STRIP.min(in_features - first_k);
-            let columns = PANEL.min(out_features - panel * PANEL);
             for (column, values) in strip.iter_mut().enumerate().take(columns) {
                 let (part, row) = part_of(parts, panel * PANEL + column);
-                part.tensor().read_f32(row * in_features + first_k, &mut values[..width]);
+                read(part.tensor(), row * in_features + first_k, &mut values[..width]);
             }
             for k in 0..width {
                 for (column, values) in strip.iter().enumerate().take(columns) {
-                    out[T::offset(first_k + k, column)] = T::round(values[k]);
+                    out[T::offset(first_k + k, column)] = values[k];
                 }
             }
         }
     });
     Ok(packed)
+}
+
+/// Elements from `first` on: as they are where the file has the wanted precision, else rounded. At most [`STRIP`].
+fn read<T: Element>(tensor: &HostTensor<'_>, first: usize, out: &mut [T]) {
+    if tensor.dtype() == T::DTYPE {
+        let bytes = &tensor.bytes()[first * size_of::<T>()..][..size_of_val(out)];
+        for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
+            *value = T::from_bytes(bytes);
+        }
+    } else {
+        let mut wide = [0.0; STRIP];
+        tensor.read_f32(first, &mut wide[..out.len()]);
+        for (value, &wide) in out.iter_mut().zip(&wide) {
+            *value = T::round(wide);
+        }
+    }
 }
 
 /// The part that holds output row `row` of the joined matrix, and which of its rows that is.
@@ -162,8 +210,6 @@ fn part_of<'p, 'a>(parts: &'p [DenseWeight<'a>], mut row: usize) -> (&'p DenseWe
 
 #[cfg(test)]
 mod tests {
-    use pelton_backend::HostTensor;
-
     use super::*;
 
     #[test]
@@ -191,6 +237,21 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn numbers_of_the_wanted_precision_are_taken_as_they_are() {
+        let pool = Pool::new(2, &[]).unwrap();
+        let bytes: Vec<u8> = (0..70 * 66u16).flat_map(|i| (i % 0x7c00).to_le_bytes()).collect();
+        let tensor = |dtype| HostTensor::new(dtype, vec![70, 66], bytes.as_slice()).unwrap();
+        let packed =
+            |dtype| PackedLinear::new(&pool, &[DenseWeight::new(tensor(dtype), dtype).unwrap()]).unwrap().panels;
+        let (Panels::F16(halves), Panels::Bf16(brains)) = (packed(DType::F16), packed(DType::BF16)) else { panic!() };
+        for (row, k) in [(0, 0), (0, 65), (63, 1), (64, 0), (69, 65), (33, 32)] {
+            let (at, bits) = (row / PANEL * panel_len(66), (row * 66 + k) as u16 % 0x7c00);
+            assert_eq!(halves.as_slice()[at + f16::offset(k, row % PANEL)].to_bits(), bits);
+            assert_eq!(brains.as_slice()[at + bf16::offset(k, row % PANEL)].to_bits(), bits);
         }
     }
 
