@@ -1,7 +1,7 @@
 //! The CPU backend: kernels, packing and the compute pool.
 //!
-//! Reading order: [`isa`] chooses the instruction set, [`lanes`] are the vector operations every kernel is written in, [`buffer`], [`kv`]
-//! and [`step`] what kernels read and write, [`pool`] who computes, [`kernels`] the operations. `unsafe` is found where
+//! Reading order: `isa` chooses the instruction set, `lanes` are the vector operations every kernel is written in, `buffer`, `kv`
+//! and `step` what kernels read and write, `pool` who computes, `kernels` the operations. `unsafe` is found where
 //! pointers are followed: lanes, tiles, pool and buffer.
 #![allow(clippy::needless_range_loop, reason = "tiles are arrays of registers: indices say which, as in the formulas")]
 
