@@ -11,7 +11,7 @@ pub struct GenerateRequest {
     /// The prompt.
     pub inputs: String,
     /// How to generate. Absent and present-but-empty differ: only an absent object samples by default, see [`GenerateParameters::absent`].
-    #[serde(default = "GenerateParameters::absent")]
+    #[serde(default = "GenerateParameters::absent", deserialize_with = "crate::object::object")]
     pub parameters: GenerateParameters,
     /// Read by `POST /` only: answer with server-sent events.
     #[serde(default, skip_serializing_if = "is_false")]

@@ -1,5 +1,6 @@
 //! Requests as clients write them: forms, absent fields, and errors that name the field.
 
+use pelton_protocol::Object;
 use pelton_protocol::openai::{ChatRequest, CompletionRequest, Content, Prompt, StringOrList};
 use pelton_protocol::tgi;
 use serde::de::DeserializeOwned;
@@ -127,4 +128,19 @@ fn type_errors_name_the_field() {
     for (message, expected) in cases {
         assert!(message.contains(expected), "{message:?} should contain {expected:?}");
     }
+}
+
+#[test]
+fn lists_do_not_pass_for_objects() {
+    let cases = [
+        (refusal::<tgi::GenerateRequest>(r#"{"inputs": "a", "parameters": []}"#), "parameters"),
+        (refusal::<CompletionRequest>(r#"{"prompt": "a", "stream_options": []}"#), "stream_options"),
+        (refusal::<ChatRequest>(r#"{"messages": [], "stream_options": [true]}"#), "stream_options"),
+        (refusal::<Object<tgi::GenerateRequest>>(r#"["a"]"#), "invalid"),
+    ];
+    for (message, path) in cases {
+        assert!(message.contains("invalid type: sequence, expected an object"), "{message}");
+        assert!(message.starts_with(path), "{message}");
+    }
+    assert_eq!(read::<CompletionRequest>(r#"{"prompt": "a", "stream_options": null}"#).stream_options, None);
 }

@@ -28,7 +28,7 @@ pub struct ChatRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
     /// How to stream.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::optional_object")]
     pub stream_options: Option<StreamOptions>,
     /// Functions that the model may call.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,7 +31,7 @@ pub struct CompletionRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
     /// How to stream.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::optional_object")]
     pub stream_options: Option<StreamOptions>,
     /// How to sample and when to stop.
     #[serde(flatten)]
