@@ -23,6 +23,8 @@ pub(crate) struct GenerateStream {
     choices: Vec<ChoiceStream>,
     prompts: Vec<PreparedPrompt>,
     num_choices: u32,
+    /// By prompt: whether it has been told, which its first choice does. The others wait for that.
+    has_begun: Vec<bool>,
     seed: u64,
     ends: Ends,
     /// Events that are known and not yet handed out.
@@ -85,6 +87,7 @@ impl GenerateStream {
         Self {
             num_open: choices.len() as u32,
             choices,
+            has_begun: vec![false; prompts.len()],
             prompts,
             num_choices,
             seed: sampling.seed,
@@ -140,10 +143,15 @@ impl GenerateStream {
     }
 
     /// The next event of any open choice; `None` inside means that its stream has ended.
+    ///
+    /// The engine goes on while the choices are looked at: without the wait for the first one, a sibling that is looked at later could be found ahead of it.
     fn poll_choices(&mut self, cx: &mut Context<'_>) -> Option<(usize, Option<TokenEvent>)> {
-        let count = self.choices.len();
+        let (count, num_choices) = (self.choices.len(), self.num_choices as usize);
         for offset in 0..count {
             let index = (self.next + offset) % count;
+            if !index.is_multiple_of(num_choices) && !self.has_begun[index / num_choices] {
+                continue;
+            }
             let Some(tokens) = &mut self.choices[index].tokens else { continue };
             if let Poll::Ready(event) = tokens.poll_next(cx) {
                 self.next = index + 1;
@@ -159,6 +167,7 @@ impl GenerateStream {
                 self.tracker.scheduled(scheduled_at);
                 if (index as u32).is_multiple_of(self.num_choices) {
                     let prompt = index as u32 / self.num_choices;
+                    self.has_begun[prompt as usize] = true;
                     self.tracker.prompt_computed(self.prompts[prompt as usize].tokens.len() as u32, num_cached_tokens);
                     self.ready.push_back(GenerateEvent::Prompt { prompt, logprobs: prompt_logprobs });
                 }
@@ -360,5 +369,83 @@ impl Drop for Tracker {
             total_ms = ms(record.total()),
             "request"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pelton_engine::{EngineConfig, FakeConfig, FakeModel, ReportParams, SamplingParams, SequenceRequest};
+    use pelton_text::{TextModel, TextPool};
+
+    use super::*;
+    use crate::ServeConfig;
+
+    /// Runs one sequence at a time.
+    fn server() -> Arc<Server> {
+        let step_cost = Duration::from_millis(2);
+        let fake = FakeConfig { vocab_size: 262, step_cost, ..FakeConfig::default() };
+        let config = EngineConfig { max_step_tokens: 64, max_sequences: 1, max_queued: 8, prefix_cache: true };
+        let engine = pelton_engine::start(Box::new(FakeModel::new(fake)), config).expect("the engine starts");
+        Server::new(ServeConfig::default(), engine, TextPool::new(TextModel::bytes(), 1, 1)).expect("a server")
+    }
+
+    #[tokio::test]
+    async fn a_prompt_is_told_before_the_tokens_of_any_choice() {
+        let server = server();
+        let prompt = PreparedPrompt { tokens: vec![TokenId(97)], num_characters: 1, max_tokens: 20 };
+        let prepared = Prepared {
+            prompts: vec![prompt.clone()],
+            num_choices: 2,
+            sampling: SamplingParams::default(),
+            report: ReportParams::default(),
+            eos_tokens: Vec::new(),
+            stop_tokens: Vec::new(),
+            min_tokens: 0,
+            stop: Vec::new(),
+            include_stop: false,
+            skip_special_tokens: true,
+        };
+        let submit = || {
+            let request = SequenceRequest {
+                prompt: prompt.tokens.clone(),
+                sampling: prepared.sampling.clone(),
+                stopping: prepared.stopping_params(&prompt),
+                report: prepared.report,
+                num_choices: 1,
+            };
+            server.engine().submit(request).expect("there is room").pop().expect("one choice")
+        };
+        // The second choice comes to the engine first: it tells tokens while the first one waits.
+        let second = submit();
+        let first = submit();
+        let now = Instant::now();
+        let record = RequestRecord {
+            dialect: "test",
+            outcome: Outcome::Cancelled,
+            arrived_at: now,
+            queued_at: now,
+            scheduled_at: None,
+            first_token_at: None,
+            finished_at: now,
+            num_prompt_tokens: 1,
+            num_cached_tokens: 0,
+            num_generated_tokens: 0,
+            max_tokens: 20,
+            num_sequences: 2,
+        };
+        let permit = Arc::clone(server.permits()).try_acquire_many_owned(2).expect("there are permits");
+        let mut stream = GenerateStream::new(Arc::clone(&server), prepared, vec![first, second], record, permit);
+
+        let event = stream.next().await.expect("an event").expect("no error");
+        assert_eq!(event, GenerateEvent::Prompt { prompt: 0, logprobs: None });
+        let mut tokens = [0; 2];
+        while let Some(event) = stream.next().await {
+            if let GenerateEvent::Token { choice, .. } = event.expect("no error") {
+                tokens[choice as usize] += 1;
+            }
+        }
+        assert_eq!(tokens, [20, 20]);
     }
 }
