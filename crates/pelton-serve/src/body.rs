@@ -1,4 +1,4 @@
-//! Reading a request's body: bounded in size and time, JSON with errors that say where.
+//! Reading a request's body: bounded in size, time, and memory of all bodies together; JSON with errors that say where.
 
 use std::time::Duration;
 
@@ -8,7 +8,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::{HeaderMap, HeaderName};
 use http_body_util::BodyExt;
+use pelton_protocol::Object;
 use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::generate::ServeError;
 use crate::server::Server;
@@ -17,13 +19,33 @@ use crate::server::Server;
 /// would see a broken connection in place of the answer.
 const MAX_DISCARDED: usize = 16;
 
+/// So many bodies of the greatest length, or more that are shorter, may be in memory unparsed; further ones are refused with 429. Bytes count when they
+/// are there, not when they are announced: whoever sends nothing takes nothing from others.
+const BODIES_AT_ONCE: usize = 64;
+
+/// A body's buffer begins with at most so much, whatever is announced, and then grows with what comes.
+const MAX_FIRST_CAPACITY: usize = 64 << 10;
+
+/// One permit for each byte of all bodies that are read and not yet parsed.
+pub(crate) fn memory(payload_limit: usize) -> Semaphore {
+    Semaphore::new(payload_limit.saturating_mul(BODIES_AT_ONCE).min(Semaphore::MAX_PERMITS))
+}
+
 /// Checks the key, then reads and parses the body of `request`.
 pub(crate) async fn read_json<T: DeserializeOwned>(server: &Server, request: Request) -> Result<T, ServeError> {
     let (parts, body) = request.into_parts();
     authorize(server.config().api_key.as_deref(), &parts.headers)?;
     check_content_type(&parts.headers)?;
-    let bytes = read(&parts.headers, body, server.config().payload_limit, server.config().read_timeout).await?;
-    parse(&bytes)
+    let config = server.config();
+    let body = read(&parts.headers, body, server.body_memory(), config.payload_limit, config.read_timeout).await?;
+    parse(&body.bytes)
+}
+
+/// A whole body, and its share of the memory.
+#[derive(Debug)]
+struct Held<'a> {
+    bytes: Bytes,
+    _memory: SemaphorePermit<'a>,
 }
 
 fn authorize(key: Option<&str>, headers: &HeaderMap) -> Result<(), ServeError> {
@@ -52,18 +74,25 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ServeError> {
     Err(ServeError::ContentType(stated.chars().take(100).collect()))
 }
 
-async fn read(headers: &HeaderMap, body: Body, limit: usize, patience: Duration) -> Result<Bytes, ServeError> {
+async fn read<'a>(
+    headers: &HeaderMap,
+    body: Body,
+    memory: &'a Semaphore,
+    limit: usize,
+    patience: Duration,
+) -> Result<Held<'a>, ServeError> {
     let announced = header(headers, CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) && headers.contains_key(EXPECT) {
         return Err(ServeError::BodyTooLarge { limit }); // The client asks before it sends.
     }
-    tokio::time::timeout(patience, collect(body, limit, announced.unwrap_or(0)))
+    tokio::time::timeout(patience, collect(body, memory, limit, announced.unwrap_or(0)))
         .await
         .unwrap_or_else(|_| Err(ServeError::BodyIncomplete(format!("waited {} seconds", patience.as_secs()))))
 }
 
-async fn collect(mut body: Body, limit: usize, announced: usize) -> Result<Bytes, ServeError> {
-    let mut bytes = BytesMut::with_capacity(announced.min(limit));
+async fn collect(mut body: Body, memory: &Semaphore, limit: usize, announced: usize) -> Result<Held<'_>, ServeError> {
+    let mut bytes = BytesMut::with_capacity(announced.min(limit).min(MAX_FIRST_CAPACITY));
+    let mut held = take(memory, 0, limit)?;
     let mut total = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| ServeError::BodyIncomplete(error.to_string()))?;
@@ -74,17 +103,31 @@ async fn collect(mut body: Body, limit: usize, announced: usize) -> Result<Bytes
         }
         if total > limit {
             bytes = BytesMut::new();
+            held = take(memory, 0, limit)?;
         } else {
+            held.merge(take(memory, data.remaining(), limit)?);
             bytes.extend_from_slice(&data);
         }
     }
-    if total > limit { Err(ServeError::BodyTooLarge { limit }) } else { Ok(bytes.freeze()) }
+    if total > limit {
+        return Err(ServeError::BodyTooLarge { limit });
+    }
+    Ok(Held { bytes: bytes.freeze(), _memory: held })
+}
+
+/// `num_bytes` of the memory, if they are there now: bodies that waited for each other might wait for ever.
+fn take(memory: &Semaphore, num_bytes: usize, limit: usize) -> Result<SemaphorePermit<'_>, ServeError> {
+    let to_u32 = |value| u32::try_from(value).unwrap_or(u32::MAX);
+    let max = to_u32(limit.saturating_mul(BODIES_AT_ONCE));
+    memory
+        .try_acquire_many(to_u32(num_bytes))
+        .map_err(|_| ServeError::Overloaded { limit: "bytes of request bodies being read", max })
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
     let text = std::str::from_utf8(bytes).map_err(|error| ServeError::Syntax(format!("not UTF-8: {error}")))?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if inner.is_data() { shape(path, inner.to_string()) } else { ServeError::Syntax(inner.to_string()) }
@@ -122,6 +165,20 @@ fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 mod tests {
     use super::*;
     use pelton_protocol::{openai, tgi};
+
+    #[tokio::test]
+    async fn bodies_share_a_bounded_memory_until_they_are_parsed() {
+        let memory = Semaphore::new(10);
+        let read = |body: &'static str| collect(Body::from(body), &memory, 8, body.len());
+        let first = read("1234567").await.expect("there is room");
+        assert!(matches!(read("1234").await, Err(ServeError::Overloaded { .. })));
+        assert_eq!(memory.available_permits(), 3, "a refused body holds nothing");
+        let second = read("123").await.expect("there is room");
+        assert_eq!((&first.bytes[..], &second.bytes[..]), (&b"1234567"[..], &b"123"[..]));
+        drop((first, second));
+        assert_eq!(read("123456789").await.map(|body| body.bytes), Err(ServeError::BodyTooLarge { limit: 8 }));
+        assert_eq!(memory.available_permits(), 10);
+    }
 
     fn shape_of<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {
         match parse::<T>(body.as_bytes()).expect_err("the body is of another form") {

@@ -57,7 +57,8 @@ pub struct ServeConfig {
     pub graceful_termination_timeout: Duration,
     /// How long a client may take to send a request's header, or stay idle between requests, and how long it may take to send a body.
     pub read_timeout: Duration,
-    /// Connections at once; more wait in the operating system's queue.
+    /// Connections at once; more wait in the operating system's queue. Raised to twice `max_concurrent_requests`, so that the request that does not
+    /// fit has a connection on which it is refused.
     pub max_connections: usize,
 }
 
@@ -88,7 +89,7 @@ impl Default for ServeConfig {
             cors_allow_origin: Vec::new(),
             graceful_termination_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(75),
-            max_connections: 4096,
+            max_connections: 1024,
         }
     }
 }
@@ -97,6 +98,11 @@ impl ServeConfig {
     /// The name reported to clients.
     pub fn model_name(&self) -> &str {
         self.served_model_names.first().unwrap_or(&self.model_id)
+    }
+
+    /// Places for connections.
+    pub(crate) fn num_connections(&self) -> usize {
+        self.max_connections.max(2 * self.max_concurrent_requests as usize)
     }
 
     /// Whether a request for `name` is for this model. `tgi` and `dummy` are what clients of text-generation-inference send when

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use crate::{ServeConfig, Server, dialects, health};
+use crate::{ServeConfig, Server, dialects};
 
 /// After the deadline, how long cut streams may take to say so to their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -28,6 +28,9 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long to wait when the system has no sockets left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bytes of a connection's buffers: the longest header, and what is written ahead of a slow reader.
+const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
 
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let places = Arc::new(Semaphore::new(config.num_connections().min(Semaphore::MAX_PERMITS)));
     let http = http_settings(config.read_timeout);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -129,7 +132,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 /// All routes of all dialects.
 pub fn router(server: Arc<Server>) -> Router {
     let cors = server.cors().clone();
-    dialects::routes().merge(health::routes()).layer(cors).with_state(server)
+    dialects::routes().layer(cors).with_state(server)
 }
 
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, io::Result<TcpStream>) {
@@ -139,7 +142,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaph
 
 fn http_settings(read_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(read_timeout).max_buf_size(CONNECTION_BUFFER_BYTES);
     // An answer in a stream is cancelled by resetting the stream; a peer that is gone is noticed by its silence.
     http.http2().timer(TokioTimer::new()).keep_alive_interval(read_timeout).keep_alive_timeout(PEER_TIMEOUT);
     http

@@ -12,7 +12,7 @@ use tower_http::cors::CorsLayer;
 use crate::generate::ServeError;
 use crate::http::cors;
 use crate::metrics::{CacheShape, Metrics};
-use crate::{Limits, ServeConfig, ServeRunError};
+use crate::{Limits, ServeConfig, ServeRunError, body};
 
 /// One server: settings, the ways to engine and text, permits, metrics.
 pub struct Server {
@@ -23,6 +23,7 @@ pub struct Server {
     pool: TextPool,
     /// One for each sequence in the server.
     permits: Arc<Semaphore>,
+    body_memory: Semaphore,
     metrics: Metrics,
     /// Set once, by [`Server::stop`].
     is_stopping: AtomicBool,
@@ -39,6 +40,7 @@ impl Server {
         let cache = CacheShape { block_tokens: spec.block_tokens, num_blocks: spec.num_blocks };
         let metrics = Metrics::new(config.model_name(), &limits, cache);
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests as usize));
+        let body_memory = body::memory(config.payload_limit);
         let is_stopping = AtomicBool::new(false);
         Ok(Arc::new(Self {
             config,
@@ -47,6 +49,7 @@ impl Server {
             engine,
             pool,
             permits,
+            body_memory,
             metrics,
             is_stopping,
             created: unix_seconds(),
@@ -104,6 +107,11 @@ impl Server {
 
     pub(crate) fn permits(&self) -> &Arc<Semaphore> {
         &self.permits
+    }
+
+    /// One permit for each byte of bodies being read.
+    pub(crate) fn body_memory(&self) -> &Semaphore {
+        &self.body_memory
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -35,6 +35,7 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route("/generate_stream", post(generate_stream))
         .route("/info", get(info))
         .route("/tokenize", post(tokenize))
+        .merge(health::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
