@@ -45,6 +45,8 @@ async fn tgi_mistakes() {
             (json!({"inputs": 3}), &["`inputs`", "3"]),
             (json!({"parameters": {}}), &["inputs"]),
             (json!([]), &["body"]),
+            (json!({"inputs": "abc", "parameters": []}), &["`parameters`", "object"]),
+            (json!(["abc"]), &["`body`", "object"]),
             (parameters(json!({"max_new_tokens": 0})), &["`max_new_tokens`", "positive", "0"]),
             (parameters(json!({"max_new_tokens": -1})), &["`parameters.max_new_tokens`", "-1"]),
             (parameters(json!({"max_new_tokens": 1_000_000})), &["`max_new_tokens`", "1024", "1000000", "3"]),
@@ -151,7 +153,8 @@ async fn openai_mistakes() {
         (completion(json!({"logprobs": 1, "echo": true})), &["`logprobs`", "`echo`"]),
         (completion(json!({"n": 3, "best_of": 2})), &["`best_of`", "3", "2"]),
         (completion(json!({"best_of": 2, "stream": true})), &["`best_of`", "stream"]),
-        (completion(json!({"best_of": 100})), &["16", "100"]),
+        (completion(json!({"best_of": 100})), &["`best_of`", "16", "100"]),
+        (completion(json!({"n": 100, "best_of": 100})), &["`n`", "16", "100"]),
         (completion(json!({"suffix": "x", "echo": true})), &["`suffix`", "`echo`"]),
         (json!({"prompt": [97], "suffix": "x"}), &["`suffix`", "not supported"]),
     ];
@@ -173,7 +176,9 @@ async fn openai_mistakes() {
         (chat(json!({"chat_template": "x"})), &["`chat_template`", "not supported"]),
         (chat(json!({"modalities": ["audio"]})), &["`modalities`", "not supported"]),
         (chat(json!({"add_generation_prompt": true, "continue_final_message": true})), &["`continue_final_message`"]),
-        (chat(json!({"max_completion_tokens": 0})), &["`max_tokens`", "0"]),
+        (chat(json!({"max_completion_tokens": 0})), &["`max_completion_tokens`", "0"]),
+        (chat(json!({"max_completion_tokens": 5000})), &["`max_completion_tokens`", "1024", "5000"]),
+        (chat(json!({"max_tokens": 5000})), &["`max_tokens`", "1024", "5000"]),
     ];
     for (body, words) in chats {
         refused(&server, "/v1/chat/completions", body, 400, words).await;

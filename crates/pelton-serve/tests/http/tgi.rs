@@ -1,9 +1,10 @@
 //! The dialect of text-generation-inference.
 
+use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::support::{END_OF_TEXT, Setup, letters, parse};
+use crate::support::{END_OF_TEXT, Setup, letters, parse, whole};
 
 #[tokio::test]
 async fn generate_answers_with_text_details_and_headers() {
@@ -188,5 +189,13 @@ async fn unknown_paths_and_methods_answer_json() {
     let answer = server.get("/generate").await;
     assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
     assert!(answer.json()["error"].is_string());
+    let answer = whole(server.send("DELETE", "/health", &[], Bytes::new()).await.0).await;
+    assert_eq!(answer.json(), json!({"error": "method not allowed: DELETE", "error_type": "method_not_allowed"}));
     assert_eq!(server.get("/").await.status, StatusCode::OK);
+    for (path, shown) in [("/v1/none", "not found: /v1/none"), ("/v1/models/%ff", "`%ff` does not exist")] {
+        let answer = server.get(path).await;
+        let message = answer.json()["error"]["message"].clone();
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(message.as_str().is_some_and(|message| message.contains(shown)), "{message}");
+    }
 }

@@ -15,7 +15,7 @@ use pelton_text::TextModel;
 use serde_json::{Map, Value};
 
 use super::{
-    UsageWanted, finite, id_suffix, model_name, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
+    Names, UsageWanted, finite, id_suffix, model_name, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
     usage_of, usage_wanted, wire_reason,
 };
 use crate::generate::{
@@ -29,8 +29,12 @@ use crate::{body, sse, timing};
 pub(super) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let headers = request.headers().clone();
+    let mut names: Names = field_name;
     let answer = async {
-        let wire = body::read_json(&server, request).await?;
+        let wire: ChatRequest = body::read_json(&server, request).await?;
+        if wire.max_completion_tokens.is_some() {
+            names = field_name_with_completion_tokens;
+        }
         let (request, asked) = parse(wire, &headers, &server)?;
         if asked.stream {
             stream(&server, request, asked, arrived_at).await
@@ -38,7 +42,7 @@ pub(super) async fn create(State(server): State<Arc<Server>>, request: Request) 
             whole(&server, request, asked, arrived_at).await
         }
     };
-    answer.await.unwrap_or_else(|error| refuse(&server, &error, field_name))
+    answer.await.unwrap_or_else(|error| refuse(&server, &error, names))
 }
 
 fn field_name(field: Field) -> &'static str {
@@ -46,6 +50,14 @@ fn field_name(field: Field) -> &'static str {
         Field::Prompt => "messages",
         Field::TopTokens => "top_logprobs",
         field => super::field_name(field),
+    }
+}
+
+/// The limit of tokens has two names; requests are answered in theirs.
+fn field_name_with_completion_tokens(field: Field) -> &'static str {
+    match field {
+        Field::MaxTokens => "max_completion_tokens",
+        field => field_name(field),
     }
 }
 

@@ -79,6 +79,10 @@ fn parse(
     if best_of < n {
         return Err(ServeError::value(Field::BestOf, format!("must be >= {n} (`n`)"), best_of));
     }
+    let max_choices = server.config().max_choices;
+    if best_of > n && best_of > max_choices {
+        return Err(ServeError::value(Field::BestOf, format!("must be <= {max_choices}"), best_of));
+    }
     if stream && best_of > n {
         let message = "`best_of` > `n` cannot be streamed".into();
         return Err(ServeError::Conflict { field: "best_of", message });

@@ -196,7 +196,9 @@ fn field_name(field: Field) -> &'static str {
 }
 
 async fn not_found(State(server): State<Arc<Server>>, uri: Uri) -> Response {
-    refuse(&server, &ServeError::NotFound(uri.path().chars().take(200).collect()), field_name)
+    // A nested router sees the path without its prefix.
+    let path = format!("/v1{}", uri.path());
+    refuse(&server, &ServeError::NotFound(path.chars().take(200).collect()), field_name)
 }
 
 async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Method) -> Response {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Json, Response};
+use http::Uri;
 use pelton_protocol::openai::{ModelCard, ModelList, ModelPermission};
 
-use super::{field_name, refuse};
-use crate::generate::ServeError;
+use super::{field_name, model_name, refuse};
 use crate::server::Server;
 
 pub(super) async fn list(State(server): State<Arc<Server>>) -> Json<ModelList> {
@@ -19,11 +20,16 @@ pub(super) async fn list(State(server): State<Arc<Server>>) -> Json<ModelList> {
     Json(ModelList { object: "list".into(), data: names.iter().map(|name| card(&server, name)).collect() })
 }
 
-pub(super) async fn one(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Response {
-    if server.config().serves(&id) {
-        Json(card(&server, &id)).into_response()
-    } else {
-        refuse(&server, &ServeError::UnknownModel(id), field_name)
+pub(super) async fn one(
+    State(server): State<Arc<Server>>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    // What is not UTF-8 names no model, and is told as it was sent.
+    let id = id.map_or_else(|_| uri.path().trim_start_matches("/models/").to_owned(), |Path(id)| id);
+    match model_name(&server, Some(id)) {
+        Ok(id) => Json(card(&server, &id)).into_response(),
+        Err(error) => refuse(&server, &error, field_name),
     }
 }
 
