@@ -70,7 +70,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads` (at least one) including the caller. Worker `i` is bound to `cpus[i]` where there is one.
+    /// A pool of `threads` (at least one) including the caller, all of them started: a region sets up nothing. Worker `i` is bound to `cpus[i]` where there is one.
     pub(crate) fn new(threads: usize, cpus: &[usize]) -> std::io::Result<Self> {
         let num_workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
@@ -85,17 +85,24 @@ impl Pool {
             stopping: AtomicBool::new(false),
         });
         let mut pool = Self { shared, workers: Vec::with_capacity(num_workers), turn: Mutex::new(()) };
+        // The channel has room for every worker, so none of them waits here when a later one cannot be started.
+        let (started, all_started) = std::sync::mpsc::sync_channel(num_workers);
         for index in 1..=num_workers {
+            let started = started.clone();
             let shared = Arc::clone(&pool.shared);
             let cpu = cpus.get(index).copied();
             let worker = std::thread::Builder::new().name(format!("compute-{index}")).spawn(move || {
                 if let Some(cpu) = cpu {
                     bind_to(cpu);
                 }
+                // Nobody listens any more when a later worker could not be started.
+                let _ = started.send(());
                 shared.worker(index);
             })?;
             pool.workers.push(worker);
         }
+        drop(started);
+        all_started.iter().take(num_workers).for_each(drop);
         Ok(pool)
     }
 
