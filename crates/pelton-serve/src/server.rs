@@ -27,6 +27,8 @@ pub struct Server {
     metrics: Metrics,
     /// Set once, by [`Server::stop`].
     is_stopping: AtomicBool,
+    /// Set by the first to tell the log why the engine failed.
+    has_told_failure: AtomicBool,
     /// Unix seconds of the start.
     created: u64,
 }
@@ -52,6 +54,7 @@ impl Server {
             body_memory,
             metrics,
             is_stopping,
+            has_told_failure: AtomicBool::new(false),
             created: unix_seconds(),
         }))
     }
@@ -78,6 +81,18 @@ impl Server {
             Err(ServeError::EngineFailed)
         } else {
             Ok(())
+        }
+    }
+
+    /// A sequence ended before its time: tells the log why. The engine fails once, whatever the number of requests that it takes along.
+    pub(crate) fn tell_failure(&self) {
+        match self.engine.failure() {
+            Some(reason) if !self.has_told_failure.swap(true, Ordering::Relaxed) => {
+                tracing::error!(reason, "the engine has failed; only a restart helps");
+            }
+            Some(_) => {}
+            None if self.is_stopping() => {}
+            None => tracing::error!("a sequence ended early: its logits named no token"),
         }
     }
 

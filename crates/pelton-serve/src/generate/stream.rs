@@ -230,6 +230,7 @@ impl GenerateStream {
         self.has_failed = true;
         self.choices.clear();
         self.tracker.failed();
+        self.tracker.server.tell_failure();
         if self.tracker.server.is_stopping() { ServeError::Stopping } else { ServeError::EngineFailed }
     }
 }
@@ -374,6 +375,8 @@ impl Drop for Tracker {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
     use std::time::Duration;
 
     use pelton_engine::{EngineConfig, FakeConfig, FakeModel, ReportParams, SamplingParams, SequenceRequest};
@@ -382,22 +385,20 @@ mod tests {
     use super::*;
     use crate::ServeConfig;
 
+    const NUM_TOKENS: u32 = 20;
+
     /// Runs one sequence at a time.
-    fn server() -> Arc<Server> {
-        let step_cost = Duration::from_millis(2);
-        let fake = FakeConfig { vocab_size: 262, step_cost, ..FakeConfig::default() };
+    fn server(fake: FakeConfig) -> Arc<Server> {
+        let fake = FakeConfig { vocab_size: 262, ..fake };
         let config = EngineConfig { max_step_tokens: 64, max_sequences: 1, max_queued: 8, prefix_cache: true };
         let engine = pelton_engine::start(Box::new(FakeModel::new(fake)), config).expect("the engine starts");
         Server::new(ServeConfig::default(), engine, TextPool::new(TextModel::bytes(), 1, 1)).expect("a server")
     }
 
-    #[tokio::test]
-    async fn a_prompt_is_told_before_the_tokens_of_any_choice() {
-        let server = server();
-        let prompt = PreparedPrompt { tokens: vec![TokenId(97)], num_characters: 1, max_tokens: 20 };
-        let prepared = Prepared {
-            prompts: vec![prompt.clone()],
-            num_choices: 2,
+    fn prepared(num_choices: u16) -> Prepared {
+        Prepared {
+            prompts: vec![PreparedPrompt { tokens: vec![TokenId(97)], num_characters: 1, max_tokens: NUM_TOKENS }],
+            num_choices,
             sampling: SamplingParams::default(),
             report: ReportParams::default(),
             eos_tokens: Vec::new(),
@@ -406,21 +407,25 @@ mod tests {
             stop: Vec::new(),
             include_stop: false,
             skip_special_tokens: true,
+        }
+    }
+
+    fn submit(server: &Server) -> TokenStream {
+        let prepared = prepared(1);
+        let prompt = &prepared.prompts[0];
+        let request = SequenceRequest {
+            prompt: prompt.tokens.clone(),
+            sampling: prepared.sampling.clone(),
+            stopping: prepared.stopping_params(prompt),
+            report: prepared.report,
+            num_choices: 1,
         };
-        let submit = || {
-            let request = SequenceRequest {
-                prompt: prompt.tokens.clone(),
-                sampling: prepared.sampling.clone(),
-                stopping: prepared.stopping_params(&prompt),
-                report: prepared.report,
-                num_choices: 1,
-            };
-            server.engine().submit(request).expect("there is room").pop().expect("one choice")
-        };
-        // The second choice comes to the engine first: it tells tokens while the first one waits.
-        let second = submit();
-        let first = submit();
+        server.engine().submit(request).expect("there is room").pop().expect("one choice")
+    }
+
+    fn stream(server: &Arc<Server>, choices: Vec<TokenStream>) -> GenerateStream {
         let now = Instant::now();
+        let num_sequences = choices.len() as u32;
         let record = RequestRecord {
             dialect: "test",
             outcome: Outcome::Cancelled,
@@ -432,20 +437,62 @@ mod tests {
             num_prompt_tokens: 1,
             num_cached_tokens: 0,
             num_generated_tokens: 0,
-            max_tokens: 20,
-            num_sequences: 2,
+            max_tokens: NUM_TOKENS,
+            num_sequences,
         };
-        let permit = Arc::clone(server.permits()).try_acquire_many_owned(2).expect("there are permits");
-        let mut stream = GenerateStream::new(Arc::clone(&server), prepared, vec![first, second], record, permit);
+        let permit = Arc::clone(server.permits()).try_acquire_many_owned(num_sequences).expect("there are permits");
+        GenerateStream::new(Arc::clone(server), prepared(num_sequences as u16), choices, record, permit)
+    }
+
+    #[tokio::test]
+    async fn a_prompt_is_told_before_the_tokens_of_any_choice() {
+        let server = server(FakeConfig { step_cost: Duration::from_millis(2), ..FakeConfig::default() });
+        // The second choice comes to the engine first: it tells tokens while the first one waits.
+        let second = submit(&server);
+        let first = submit(&server);
+        let mut stream = stream(&server, vec![first, second]);
 
         let event = stream.next().await.expect("an event").expect("no error");
         assert_eq!(event, GenerateEvent::Prompt { prompt: 0, logprobs: None });
-        let mut tokens = [0; 2];
+        let mut num_tokens = [0; 2];
         while let Some(event) = stream.next().await {
             if let GenerateEvent::Token { choice, .. } = event.expect("no error") {
-                tokens[choice as usize] += 1;
+                num_tokens[choice as usize] += 1;
             }
         }
-        assert_eq!(tokens, [20, 20]);
+        assert_eq!(num_tokens, [NUM_TOKENS; 2]);
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no writer panics").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn why_the_engine_failed_is_logged_once() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+
+        let server = server(FakeConfig { fail_at_step: Some(0), ..FakeConfig::default() });
+        // Both are in one submission, so that the engine does not fail between them.
+        let Prepared { prompts, sampling, report, .. } = prepared(1);
+        let stopping = prepared(1).stopping_params(&prompts[0]);
+        let request = SequenceRequest { prompt: prompts[0].tokens.clone(), sampling, stopping, report, num_choices: 2 };
+        for choice in server.engine().submit(request).expect("there is room") {
+            assert_eq!(stream(&server, vec![choice]).next().await, Some(Err(ServeError::EngineFailed)));
+        }
+        let log = String::from_utf8(log.0.lock().expect("no writer panics").clone()).expect("text");
+        assert_eq!(log.matches("scripted failure at step 0").count(), 1, "{log}");
     }
 }
