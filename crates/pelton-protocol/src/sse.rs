@@ -27,20 +27,6 @@ pub fn encode_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// Appends one event with `data` as it is, one `data:` line per line of it. CRLF and CR count as line ends and become LF for the reader.
-pub fn encode_data(data: &str, out: &mut Vec<u8>) {
-    let mut rest = data;
-    loop {
-        let end = rest.find(['\n', '\r']);
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(&rest.as_bytes()[..end.unwrap_or(rest.len())]);
-        out.push(b'\n');
-        let Some(end) = end else { break };
-        rest = rest[end..].strip_prefix("\r\n").unwrap_or_else(|| &rest[end + 1..]);
-    }
-    out.push(b'\n');
-}
-
 /// Why a stream cannot be read further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SseError {
@@ -159,6 +145,20 @@ impl Decoder {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Appends one event with `data` as it is, one `data:` line per line of it. CRLF and CR count as line ends and become LF for the reader.
+    fn encode_data(data: &str, out: &mut Vec<u8>) {
+        let mut rest = data;
+        loop {
+            let end = rest.find(['\n', '\r']);
+            out.extend_from_slice(b"data: ");
+            out.extend_from_slice(&rest.as_bytes()[..end.unwrap_or(rest.len())]);
+            out.push(b'\n');
+            let Some(end) = end else { break };
+            rest = rest[end..].strip_prefix("\r\n").unwrap_or_else(|| &rest[end + 1..]);
+        }
+        out.push(b'\n');
+    }
 
     fn read_in_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Decoder) {
         let mut decoder = Decoder::new(1 << 16);

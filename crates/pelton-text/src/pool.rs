@@ -40,14 +40,6 @@ impl TextPool {
         &self.model
     }
 
-    /// Token ids of `text`, as [`TextModel::encode`] gives them.
-    ///
-    /// # Errors
-    /// Those of encoding and of [`run`](Self::run).
-    pub async fn encode(&self, text: String, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        self.run(move |model| model.encode(&text, add_special_tokens)).await?
-    }
-
     /// Runs `job` on a text thread. Dropping the future abandons a job that has not begun.
     ///
     /// # Errors
