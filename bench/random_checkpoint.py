@@ -3,7 +3,8 @@
 
     python3 bench/random_checkpoint.py tinyllama-1.1b OUT
 
-Only NumPy is needed. The tokenizer is the demo model's: text in and out is meaningless, sizes and speed are what the shape makes them.
+Only NumPy is needed. The tokenizer is the demo model's, filled up with made-up words so that each id has a text: text in and out is
+meaningless, sizes and speed are what the shape makes them.
 Weights are bfloat16 (the upper half of a float32), in shards of at most 1 GB, in the layout that transformers writes.
 """
 
@@ -109,7 +110,12 @@ def main() -> None:
                   rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=2048, tie_word_embeddings=False,
                   bos_token_id=demo.get("bos_token_id"), eos_token_id=demo.get("eos_token_id")) | shape
     (args.out / "config.json").write_text(json.dumps(config, indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
+    taken = set(tokenizer["model"]["vocab"].values()) | {token["id"] for token in tokenizer["added_tokens"]}
+    # "Ġ" is a leading space in a byte-level vocabulary. Without merges these words are never made from text, only decoded to it.
+    tokenizer["model"]["vocab"] |= {f"Ġword{id}": id for id in range(shape["vocab_size"]) if id not in taken}
+    (args.out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    for name in ("tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO / name, args.out / name)
 
 

@@ -1,7 +1,7 @@
 //! What a machine can do for a decoder.
 //!
-//! Reading order: [`batch`] says what one step computes, [`weight`] and [`host`] what is loaded, [`spec`] the parameters of
-//! operations, [`backend`] the operations themselves. This crate holds no implementation and knows no model.
+//! Reading order: `batch` says what one step computes, `weight` and `host` what is loaded, `spec` the parameters of
+//! operations, `backend` the operations themselves. This crate holds no implementation and knows no model.
 #![forbid(unsafe_code)]
 
 mod backend;

@@ -56,11 +56,11 @@ pub struct ServeArgs {
     pub max_concurrent_requests: u32,
 
     /// Longest prompt in tokens. Default: one less than --max-total-tokens.
-    #[arg(long, env = "MAX_INPUT_TOKENS", alias = "max-input-length")]
+    #[arg(long, env = "MAX_INPUT_TOKENS", alias = "max-input-length", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_input_tokens: Option<u32>,
 
     /// Longest prompt plus answer in tokens. Default: what the model was made for. Less lets more requests share the memory.
-    #[arg(long, env = "MAX_TOTAL_TOKENS")]
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_total_tokens: Option<u32>,
 
     /// Tokens computed in one step, of all sequences together. More computes long prompts faster; less keeps the gaps between the

@@ -1,7 +1,7 @@
 //! `pelton serve`: model, engine, text and server, joined.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -84,8 +84,13 @@ async fn serve(address: SocketAddr, server: Arc<Server>, name: &str) -> Result<S
         0 => format!("cannot listen on {}", address.ip()),
         port => format!("cannot listen on {address} (is port {port} taken? --port 0 takes a free one)"),
     })?;
-    let url = format!("http://{}", listener.local_addr().context("cannot tell the port")?);
-    println!("\n{name} is served on {url}");
+    let mut local = listener.local_addr().context("cannot tell the port")?;
+    println!("\n{name} is served on http://{local}");
+    if local.ip().is_unspecified() {
+        // All addresses: this one works from here.
+        local.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let url = format!("http://{local}");
     println!("try:");
     println!(
         "  curl {url}/generate -H 'Content-Type: application/json' \
