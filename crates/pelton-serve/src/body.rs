@@ -1,16 +1,23 @@
-//! Reading a request's body: bounded in size, time, and memory of all bodies together; JSON with errors that say where.
+//! Reading a request's body: bounded in size, time, and memory of all bodies together; JSON with errors that say where. And answers that are
+//! longer than their request, in the same memory.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use pelton_protocol::Object;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::generate::ServeError;
 use crate::server::Server;
@@ -26,9 +33,9 @@ const BODIES_AT_ONCE: usize = 64;
 /// A body's buffer begins with at most so much, whatever is announced, and then grows with what comes.
 const MAX_FIRST_CAPACITY: usize = 64 << 10;
 
-/// One permit for each byte of all bodies that are read and not yet parsed.
-pub(crate) fn memory(payload_limit: usize) -> Semaphore {
-    Semaphore::new(payload_limit.saturating_mul(BODIES_AT_ONCE).min(Semaphore::MAX_PERMITS))
+/// One permit for each byte of all bodies that are read and not yet parsed, and of long answers that are not yet sent.
+pub(crate) fn memory(payload_limit: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(payload_limit.saturating_mul(BODIES_AT_ONCE).min(Semaphore::MAX_PERMITS)))
 }
 
 /// Checks the key, then reads and parses the body of `request`.
@@ -117,11 +124,58 @@ async fn collect(mut body: Body, memory: &Semaphore, limit: usize, announced: us
 
 /// `num_bytes` of the memory, if they are there now: bodies that waited for each other might wait for ever.
 fn take(memory: &Semaphore, num_bytes: usize, limit: usize) -> Result<SemaphorePermit<'_>, ServeError> {
-    let to_u32 = |value| u32::try_from(value).unwrap_or(u32::MAX);
-    let max = to_u32(limit.saturating_mul(BODIES_AT_ONCE));
-    memory
-        .try_acquire_many(to_u32(num_bytes))
-        .map_err(|_| ServeError::Overloaded { limit: "bytes of request bodies being read", max })
+    memory.try_acquire_many(to_u32(num_bytes)).map_err(|_| no_memory(limit))
+}
+
+fn no_memory(payload_limit: usize) -> ServeError {
+    let max = to_u32(payload_limit.saturating_mul(BODIES_AT_ONCE));
+    ServeError::Overloaded { limit: "bytes of bodies in memory", max }
+}
+
+fn to_u32(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// An answer of `json`, which may be many times as long as its request: clients that do not read what they asked for must not fill the memory.
+pub(crate) fn long_answer(
+    memory: &Arc<Semaphore>,
+    payload_limit: usize,
+    json: Vec<u8>,
+) -> Result<Response, ServeError> {
+    let held = Arc::clone(memory).try_acquire_many_owned(to_u32(json.len())).map_err(|_| no_memory(payload_limit))?;
+    let mut response = Response::new(Body::new(LongAnswer { rest: json.into(), _memory: held }));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// Handed out piece by piece, as the connection takes it, and freed when all is sent or the client has gone.
+struct LongAnswer {
+    rest: Bytes,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for LongAnswer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        const PIECE_BYTES: usize = 64 << 10;
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        // Copied: a piece that waits in a buffer of the connection would keep the whole.
+        let piece = Bytes::copy_from_slice(&self.rest[..self.rest.len().min(PIECE_BYTES)]);
+        self.rest.advance(piece.len());
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
@@ -178,6 +232,21 @@ mod tests {
         drop((first, second));
         assert_eq!(read("123456789").await.map(|body| body.bytes), Err(ServeError::BodyTooLarge { limit: 8 }));
         assert_eq!(memory.available_permits(), 10);
+    }
+
+    #[tokio::test]
+    async fn long_answers_take_memory_until_they_are_sent_or_dropped() {
+        let memory = memory(4000);
+        let room = memory.available_permits();
+        let answer = || long_answer(&memory, 4000, (0..200_000u32).map(|index| index as u8).collect());
+        let first = answer().expect("there is room");
+        let error = answer().err();
+        assert!(matches!(error, Some(ServeError::Overloaded { max: 256_000, .. })), "{error:?}");
+        let sent = first.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!((sent.len(), sent[199_999]), (200_000, 199_999u32 as u8));
+        assert_eq!(memory.available_permits(), room);
+        drop(answer().expect("there is room again"));
+        assert_eq!(memory.available_permits(), room);
     }
 
     fn shape_of<T: DeserializeOwned + std::fmt::Debug>(body: &str) -> (String, String) {

@@ -23,7 +23,7 @@ pub struct Server {
     pool: TextPool,
     /// One for each sequence in the server.
     permits: Arc<Semaphore>,
-    body_memory: Semaphore,
+    body_memory: Arc<Semaphore>,
     metrics: Metrics,
     /// Set once, by [`Server::stop`].
     is_stopping: AtomicBool,
@@ -124,8 +124,8 @@ impl Server {
         &self.permits
     }
 
-    /// One permit for each byte of bodies being read.
-    pub(crate) fn body_memory(&self) -> &Semaphore {
+    /// One permit for each byte of bodies in memory.
+    pub(crate) fn body_memory(&self) -> &Arc<Semaphore> {
         &self.body_memory
     }
 

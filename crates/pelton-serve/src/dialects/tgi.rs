@@ -17,7 +17,7 @@ use pelton_protocol::tgi::{
     BestOfSequence, Details, ErrorBody, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
     GenerateResponse, Info, PrefillToken, StreamDetails, StreamResponse, Token, TokenizedToken,
 };
-use pelton_text::TextModel;
+use pelton_text::{EncodedToken, TextModel};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::generate::{
@@ -81,14 +81,15 @@ async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response
 async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Response {
     let answer = async {
         let wire: WireRequest = body::read_json(&server, request).await?;
-        let tokens = crate::generate::tokenize(&server, wire.inputs).await?;
-        let tokens = tokens.into_iter().map(|token| TokenizedToken {
-            id: token.id,
-            text: token.text,
-            start: token.start,
-            stop: token.stop,
+        let json = crate::generate::tokenize(&server, wire.inputs, |tokens| {
+            let token = |EncodedToken { id, text, start, stop }| TokenizedToken { id, text, start, stop };
+            serde_json::to_vec(&tokens.into_iter().map(token).collect::<Vec<_>>())
         });
-        Ok(Json(tokens.collect::<Vec<_>>()).into_response())
+        let json = json.await?.map_err(|error| {
+            tracing::error!(%error, "tokens could not be written");
+            ServeError::Internal
+        })?;
+        body::long_answer(server.body_memory(), server.config().payload_limit, json)
     };
     answer.await.unwrap_or_else(|error| refuse(&server, &error))
 }

@@ -70,8 +70,12 @@ fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStr
     Ok(streams)
 }
 
-/// The tokens of `text` with their places.
-pub(crate) async fn tokenize(server: &Server, text: String) -> Result<Vec<EncodedToken>, ServeError> {
-    let tokens = server.pool().run(move |model| model.encode_with_offsets(&text, true)).await;
-    tokens.and_then(|tokens| tokens).map_err(prepare::text_error)
+/// What `write` makes of the tokens of `text` with their places. It runs on a text thread: the list may be long.
+pub(crate) async fn tokenize<R: Send + 'static>(
+    server: &Server,
+    text: String,
+    write: impl FnOnce(Vec<EncodedToken>) -> R + Send + 'static,
+) -> Result<R, ServeError> {
+    let written = server.pool().run(move |model| model.encode_with_offsets(&text, true).map(write)).await;
+    written.and_then(|written| written).map_err(prepare::text_error)
 }
