@@ -110,7 +110,8 @@ impl TextModel {
         Self::from_files(&bytes::read).expect("the built-in tokenizer is valid")
     }
 
-    /// Token ids of `text`. Special tokens written in the text become their ids; with `add_special_tokens` the tokenizer adds its own (such as a beginning of text).
+    /// Token ids of `text`. Special tokens written in the text become their ids; with `add_special_tokens` the tokenizer adds its own (such as
+    /// a beginning of text).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.0.tokenizer.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(|error| TextError::Encode(error.to_string()))?.get_ids().to_vec())

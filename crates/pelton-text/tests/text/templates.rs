@@ -41,7 +41,18 @@ fn conversation() -> Value {
 }
 
 /// Llama 2's shape: the system message goes into the first turn, roles must alternate.
-const LLAMA_2: &str = r"{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% if loop.index0 == 0 and system != false %}{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}";
+const LLAMA_2: &str = concat!(
+    r"{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}",
+    r"{% set system = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}",
+    r"{% set system = false %}{% endif %}{% for message in loop_messages %}",
+    r"{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}",
+    r"{% if loop.index0 == 0 and system != false %}",
+    r"{% set content = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + message['content'] %}{% else %}",
+    r"{% set content = message['content'] %}{% endif %}",
+    r"{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}",
+    r"{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}",
+    r"{% endfor %}",
+);
 
 #[test]
 fn llama_2() {
@@ -207,7 +218,10 @@ fn zephyr() {
 
 #[test]
 fn generation_tags_have_no_effect_but_their_whitespace_control() {
-    let template = "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {%- endgeneration %}\n|{% generation %}x{% endgeneration %}{% endfor %}";
+    let template = concat!(
+        "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {%- endgeneration %}\n",
+        "|{% generation %}x{% endgeneration %}{% endfor %}",
+    );
     assert_eq!(render(template, json!([{"content": "a"}]), false).expect("the template fits"), "a|x");
     assert_eq!(
         render("{{ 'generation' }}{# {% generation %} #}", json!([]), false).expect("the template fits"),
