@@ -44,7 +44,13 @@ pub(crate) async fn read_json<T: DeserializeOwned>(server: &Server, request: Req
     authorize(server.config().api_key.as_deref(), &parts.headers)?;
     check_content_type(&parts.headers)?;
     let config = server.config();
-    let body = read(&parts.headers, body, server.body_memory(), config.payload_limit, config.read_timeout).await?;
+    let reading = read(&parts.headers, body, server.body_memory(), config.payload_limit, config.read_timeout);
+    // What is not here when the server stops comes too late: stopping does not wait for slow senders.
+    let body = tokio::select! {
+        biased;
+        body = reading => body?,
+        () = server.stopped() => return Err(ServeError::Stopping),
+    };
     parse(&body.bytes)
 }
 

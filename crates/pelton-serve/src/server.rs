@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pelton_engine::EngineHandle;
 use pelton_text::{TextModel, TextPool};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tower_http::cors::CorsLayer;
 
 use crate::generate::ServeError;
@@ -27,6 +27,8 @@ pub struct Server {
     metrics: Metrics,
     /// Set once, by [`Server::stop`].
     is_stopping: AtomicBool,
+    /// Wakes who waits for `is_stopping`.
+    stopping: Notify,
     /// Set by the first to tell the log why the engine failed.
     has_told_failure: AtomicBool,
     /// Unix seconds of the start.
@@ -54,6 +56,7 @@ impl Server {
             body_memory,
             metrics,
             is_stopping,
+            stopping: Notify::new(),
             has_told_failure: AtomicBool::new(false),
             created: unix_seconds(),
         }))
@@ -62,6 +65,7 @@ impl Server {
     /// From now on new work is refused and the server is not ready; what was taken up goes on.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
+        self.stopping.notify_waiters();
         self.engine.stop_admission();
     }
 
@@ -72,6 +76,16 @@ impl Server {
 
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Waits for [`Server::stop`].
+    pub(crate) async fn stopped(&self) {
+        // Registered first: a stop between the question and the wait is not missed.
+        let mut stopping = std::pin::pin!(self.stopping.notified());
+        stopping.as_mut().enable();
+        if !self.is_stopping() {
+            stopping.await;
+        }
     }
 
     pub(crate) fn check_open(&self) -> Result<(), ServeError> {

@@ -106,6 +106,23 @@ async fn body_that_never_ends_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn body_that_never_ends_does_not_hold_up_the_end() {
+    let mut server = Setup::alphabet().start().await;
+    let mut stream = TcpStream::connect(server.address).await.expect("the server listens");
+    // The server asks for the body when it begins to read it.
+    let head = b"POST /generate HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 100\r\n\r\n{";
+    stream.write_all(head).await.expect("written");
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).await.expect("the server reads");
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+    server.stop();
+    assert_eq!(server.stopped().await, ServeOutcome::Drained);
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.expect("an answer");
+    assert!(rest.starts_with(b"HTTP/1.1 503"), "{}", String::from_utf8_lossy(&rest));
+}
+
+#[tokio::test]
 async fn first_token_does_not_wait_for_the_others() {
     let server = Setup::alphabet().step_cost(Duration::from_millis(2)).start().await;
     let body = json!({"inputs": "abc", "parameters": {"max_new_tokens": 500}});
