@@ -51,7 +51,8 @@ pub struct ServeArgs {
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
 
-    /// Requests inside the server at once, running and queued. More are told to come back later (429, Retry-After).
+    /// Requests inside the server at once, running and queued; each choice and each prompt of a list counts. More are told to come
+    /// back later (429, Retry-After).
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_concurrent_requests: u32,
 
