@@ -1,6 +1,7 @@
 //! What can be typed. Each flag of `serve` has the name and the environment variable that text-generation-inference gave it.
 
 pub mod bench;
+mod duration;
 pub mod serve;
 
 use clap::{Parser, Subcommand};

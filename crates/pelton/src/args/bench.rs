@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use pelton_bench::{Api, Arrival, Warmup};
 
+use super::duration::duration;
+
 /// Measure a text-generation server under load.
 ///
 /// Closed loop (--users): each of N users sends a request, waits for the whole answer, sends the next. It shows what N people
@@ -171,21 +173,6 @@ impl From<ArrivalArg> for Arrival {
     }
 }
 
-/// `1h`, `2m`, `30s`, `1.5s`, `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or("unit is missing: 500ms, 30s, 2m, 1h")?;
-    let (number, unit) = text.split_at(unit_at);
-    let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is not a number"))?;
-    let seconds = match unit {
-        "ms" => number / 1000.0,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(format!("unit {unit:?} is none of ms, s, m, h")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} is not a time"))
-}
-
 /// A time, or a number of requests.
 fn warmup(text: &str) -> Result<Warmup, String> {
     match text.parse() {
@@ -206,17 +193,6 @@ fn object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_read_with_their_units() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["30", "s", "1d", "-1s", "1e300h", "NaNs"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn warm_up_is_a_time_or_a_number_of_requests() {

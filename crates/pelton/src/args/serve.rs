@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::duration::duration;
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// What to serve: a directory with a Hugging Face checkpoint, a hub id such as org/name, or `fake` (a scripted model that
@@ -131,11 +133,11 @@ pub struct ServeArgs {
     pub isa: IsaArg,
 
     /// With `--model-id fake`: time of each step.
-    #[arg(long, value_parser = parse_duration, default_value = "0ms", value_name = "DURATION")]
+    #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
     pub fake_step_cost: Duration,
 
     /// With `--model-id fake`: time of each token in a step.
-    #[arg(long, value_parser = parse_duration, default_value = "0ms", value_name = "DURATION")]
+    #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
     pub fake_token_cost: Duration,
 }
 
@@ -154,35 +156,4 @@ pub enum IsaArg {
     Avx2,
     Avx512,
     Avx512bf16,
-}
-
-/// `10ms`, `1.5s`, `250us`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 =
-        number.trim().parse().map_err(|_| format!("`{text}` is not a number with a unit, such as 10ms"))?;
-    let factor = match unit {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("`{text}` needs a unit: us, ms, s, m or h")),
-    };
-    Duration::try_from_secs_f64(number * factor).map_err(|error| format!("`{text}`: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_need_a_number_and_a_unit() {
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("250us"), Ok(Duration::from_micros(250)));
-        assert!(parse_duration("10").unwrap_err().contains("unit"));
-        assert!(parse_duration("-1s").is_err());
-        assert!(parse_duration("fast").is_err());
-    }
 }
