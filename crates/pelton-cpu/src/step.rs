@@ -10,6 +10,10 @@ pub struct Step {
     pub(crate) batch: StepBatch,
     /// Costliest first, so that no thread begins a long tile when the others are done.
     pub(crate) tiles: Vec<Tile>,
+    /// Whether rows can attend side by side; without it there are no tiles. See [`Step::compare_rows`].
+    pub(crate) rows_lie_apart: bool,
+    /// Room in which slots are compared.
+    sorted_slots: Vec<u32>,
 }
 
 /// Consecutive rows of one span.
@@ -32,7 +36,8 @@ impl Step {
             block_tables: Vec::new(),
             logit_rows: Vec::with_capacity(max_rows),
         };
-        Self { batch, tiles: Vec::with_capacity(max_rows) }
+        let (tiles, sorted_slots) = (Vec::with_capacity(max_rows), Vec::with_capacity(max_rows));
+        Self { batch, tiles, rows_lie_apart: false, sorted_slots }
     }
 
     pub(crate) fn begin(&mut self, batch: &StepBatch) {
@@ -44,6 +49,10 @@ impl Step {
         self.batch.block_tables.clone_from(&batch.block_tables);
         self.batch.logit_rows.clone_from(&batch.logit_rows);
         self.tiles.clear();
+        self.rows_lie_apart = self.compare_rows();
+        if !self.rows_lie_apart {
+            return;
+        }
         for (index, span) in batch.spans.iter().enumerate() {
             let (first_row, num_rows) = (span.first_row as usize, span.num_rows as usize);
             let computed = span.context_len as usize - num_rows;
@@ -59,6 +68,23 @@ impl Step {
         }
         self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(tile.num_rows * tile.context_len));
     }
+
+    /// Whether no two units of attention write to one place: spans lie end to end over all rows, and every row has a slot of its own.
+    /// A batch is plain data that anybody can fill; threads that write side by side rely on this.
+    fn compare_rows(&mut self) -> bool {
+        let mut num_rows = 0;
+        for span in &self.batch.spans {
+            if span.first_row as usize != num_rows || span.num_rows > span.context_len {
+                return false;
+            }
+            num_rows += span.num_rows as usize;
+        }
+        self.sorted_slots.clone_from(&self.batch.slots);
+        self.sorted_slots.sort_unstable();
+        num_rows == self.batch.num_rows()
+            && self.sorted_slots.len() == self.batch.num_rows()
+            && self.sorted_slots.windows(2).all(|pair| pair[0] != pair[1])
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +92,26 @@ mod tests {
     use pelton_backend::{BlockId, TokenId};
 
     use super::*;
+
+    #[test]
+    fn rows_that_would_write_to_one_place_are_noticed() {
+        let lie_apart = |change: fn(&mut StepBatch)| {
+            let mut batch = StepBatch::default();
+            batch.push_span(&[TokenId(1); 3], 2, &[BlockId(7)], 16);
+            batch.push_span(&[TokenId(1)], 5, &[BlockId(3)], 16);
+            change(&mut batch);
+            let mut step = Step::new(4);
+            step.begin(&batch);
+            assert_eq!(step.tiles.is_empty(), !step.rows_lie_apart);
+            step.rows_lie_apart
+        };
+        assert!(lie_apart(|_| ()));
+        assert!(!lie_apart(|batch| batch.slots[3] = batch.slots[1]));
+        assert!(!lie_apart(|batch| batch.spans[1].first_row = 2));
+        assert!(!lie_apart(|batch| batch.spans[1].num_rows = 2));
+        assert!(!lie_apart(|batch| batch.spans[0].context_len = 2));
+        assert!(!lie_apart(|batch| batch.slots.truncate(3)));
+    }
 
     #[test]
     fn tiles_cover_each_span_and_the_costliest_comes_first() {

@@ -44,6 +44,7 @@ pub(crate) fn attend(
 ) {
     let &Attend { step, qkv, spec, .. } = args;
     let num_rows = step.batch.num_rows();
+    assert!(step.rows_lie_apart, "spans must lie end to end, and rows have slots of their own");
     assert!(spec.num_kv_heads > 0 && spec.num_heads.is_multiple_of(spec.num_kv_heads));
     assert_eq!(qkv.len(), num_rows * qkv_cols(spec), "rows of queries, keys and values");
     assert_eq!(out.len(), num_rows * spec.num_heads * spec.head_dim, "rows of attention results");
@@ -91,7 +92,7 @@ fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout, blocks: &
             for head in 0..spec.num_kv_heads {
                 let at = layout.head_block(args.layer, block, head);
                 for (d, &key) in keys[head * head_dim..][..head_dim].iter().enumerate() {
-                    // SAFETY: rows of a step have different slots, so nobody else touches this element.
+                    // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches this element.
                     unsafe { *blocks.at(at + d * block_tokens + offset) = T::round(key) };
                 }
                 for (d, &value) in values[head * head_dim..][..head_dim].iter().enumerate() {
@@ -414,7 +415,7 @@ impl<T: KvElement> Unit<'_, T> {
         let mixed = &self.mixed[i * padded_dim..][..padded_dim];
         let (row, head) = (self.tile.first_row + i / group, self.kv_head * group + i % group);
         let at = (row * spec.num_heads + head) * spec.head_dim;
-        // SAFETY: this row and head belong to this unit alone.
+        // SAFETY: tiles share no row (asserted by `attend`), so this row and head belong to this unit alone.
         let out = unsafe { self.out.slice(at, spec.head_dim) };
         let sum = isa.splat(self.sums[i]);
         for d in (0..spec.head_dim).step_by(LANES) {
