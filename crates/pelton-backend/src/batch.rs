@@ -69,7 +69,10 @@ impl StepBatch {
     pub fn push_span(&mut self, tokens: &[TokenId], first_position: u32, blocks: &[BlockId], block_tokens: u32) {
         assert!(!tokens.is_empty(), "a span has at least one row");
         let context_len = first_position + tokens.len() as u32;
-        assert!(blocks.len() as u32 * block_tokens >= context_len, "blocks must cover the context");
+        assert!(
+            blocks.len() as u64 * u64::from(block_tokens) >= u64::from(context_len),
+            "blocks must cover the context"
+        );
         self.spans.push(Span {
             first_row: self.token_ids.len() as u32,
             num_rows: tokens.len() as u32,

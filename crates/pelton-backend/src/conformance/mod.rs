@@ -25,22 +25,6 @@ pub struct Precision {
     pub rows_for_bf16_weights: DType,
 }
 
-/// Every check of this module.
-pub fn run_all<B: Backend>(backend: &B, precision: Precision) {
-    loading(backend);
-    embed(backend);
-    take_rows(backend);
-    norm(backend);
-    add_norm(backend);
-    rope(backend);
-    gate(backend);
-    pointwise_is_batch_invariant(backend);
-    linear(backend, precision);
-    linear_is_batch_invariant(backend);
-    attention(backend);
-    attention_is_batch_invariant(backend);
-}
-
 /// The backend describes itself, and refuses what does not fit or does not fit together.
 pub fn loading<B: Backend>(backend: &B) {
     assert!(!backend.describe().is_empty());
