@@ -7,7 +7,7 @@ use super::Lanes;
 /// 0 below -87.3 (so also at minus infinity), infinity above 88.3; not a number stays so.
 ///
 /// `x = n ln 2 + r` with whole `n` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree 7 (the next term is below
-/// 2^-27.6), then `2^n` by the exponent bits. `ln 2` is taken away in two parts, the first with so few bits that `n` times it is exact.
+/// 2^-27.5), then `2^n` by the exponent bits. `ln 2` is taken away in two parts, the first with so few bits that `n` times it is exact.
 #[inline(always)]
 pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
     /// Adding and taking it away rounds to a whole number.
