@@ -126,16 +126,17 @@ impl ModelFiles {
         match &self.source {
             Source::Embedded(files) => Ok(files.get(name).map(|bytes| Blob::Memory(bytes))),
             Source::Directory(path) => {
-                let file = match File::open(path.join(name)) {
-                    Ok(file) => file,
+                let path = path.join(name);
+                // Asked before it is opened: opening a pipe would wait for somebody to write into it.
+                match std::fs::metadata(&path) {
+                    Ok(metadata) if metadata.is_file() => {}
+                    Ok(_) => return Err(io(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
                     Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(io(error)),
-                };
-                let metadata = file.metadata().map_err(io)?;
-                if !metadata.is_file() {
-                    return Err(io(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
                 }
-                Ok(Some(Blob::File { file, len: metadata.len() }))
+                let file = File::open(path).map_err(io)?;
+                let len = file.metadata().map_err(io)?.len();
+                Ok(Some(Blob::File { file, len }))
             }
         }
     }
@@ -191,5 +192,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("config.json")).unwrap();
         let error = ModelFiles::directory(dir.path()).unwrap().read("config.json").unwrap_err();
         assert_eq!(error.to_string(), "cannot read config.json: not a regular file");
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("tokenizer.json")).unwrap();
+        let error = ModelFiles::directory(dir.path()).unwrap().read("tokenizer.json").unwrap_err();
+        assert_eq!(error.to_string(), "cannot read tokenizer.json: not a regular file");
     }
 }
