@@ -1,5 +1,6 @@
 //! Models by name: files of a hub repository, brought into the local cache that other Hugging Face tools share.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,11 +10,10 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 
-use crate::files::is_plain;
+use crate::files::{ModelFiles, is_plain};
+use crate::weights::{CheckpointError, INDEX, Index, SINGLE};
 
 const ENDPOINT: &str = "https://huggingface.co";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// For the first answer of the hub. Downloads themselves may take as long as they take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,7 +114,7 @@ pub enum HubError {
     Cache {
         /// Where it is.
         cache_dir: PathBuf,
-        /// What the operating system said.
+        /// What is wrong with it.
         cause: String,
     },
 }
@@ -172,7 +172,7 @@ impl Hub<'_> {
         if has(SINGLE) {
             files.get(SINGLE)?;
         } else if has(INDEX) {
-            for shard in self.shards(&snapshot)? {
+            for shard in shards(&snapshot).map_err(|error| self.failed(&self.what(), error.to_string()))? {
                 files.get(&shard)?;
             }
         } else {
@@ -210,7 +210,8 @@ impl Hub<'_> {
             if !has(INDEX) {
                 return Err(not_cached(SINGLE));
             }
-            if let Some(missing) = self.shards(&snapshot)?.iter().find(|shard| !has(shard)) {
+            let shards = shards(&snapshot).map_err(|error| self.cache_error(&error))?;
+            if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
                 return Err(not_cached(missing));
             }
         }
@@ -227,24 +228,6 @@ impl Hub<'_> {
         response.body_mut().read_json().map_err(|error| self.failed(&self.what(), error.to_string()))
     }
 
-    /// Names of the shards that the snapshot's index lists.
-    fn shards(&self, snapshot: &Path) -> Result<Vec<String>, HubError> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: std::collections::BTreeMap<String, String>,
-        }
-        let bytes = std::fs::read(snapshot.join(INDEX)).map_err(|error| self.cache_error(&error))?;
-        let index: Index = serde_json::from_slice(&bytes)
-            .map_err(|error| self.failed(&format!("{INDEX} of {}", self.what()), error.to_string()))?;
-        let mut names: Vec<String> = index.weight_map.into_values().collect();
-        names.sort_unstable();
-        names.dedup();
-        match names.iter().find(|name| !is_plain(name)) {
-            Some(name) => Err(self.failed(&format!("{INDEX} of {}", self.what()), format!("it names a file {name:?}"))),
-            None => Ok(names),
-        }
-    }
-
     fn endpoint(&self) -> &str {
         self.options.endpoint.as_deref().unwrap_or(ENDPOINT).trim_end_matches('/')
     }
@@ -257,7 +240,7 @@ impl Hub<'_> {
         HubError::Failed { endpoint: self.endpoint().to_owned(), what: what.to_owned(), cause }
     }
 
-    fn cache_error(&self, error: &std::io::Error) -> HubError {
+    fn cache_error(&self, error: &dyn fmt::Display) -> HubError {
         HubError::Cache { cache_dir: self.options.cache_dir.clone(), cause: error.to_string() }
     }
 
@@ -280,6 +263,12 @@ impl Hub<'_> {
             other => self.failed(&what, other.to_string()),
         }
     }
+}
+
+/// Names of the shards that the snapshot's index lists.
+fn shards(snapshot: &Path) -> Result<Vec<String>, CheckpointError> {
+    let index = Index::read(&ModelFiles::directory(snapshot)?)?;
+    Ok(index.shards()?.into_iter().map(str::to_owned).collect())
 }
 
 /// Files of one commit on their way into the cache.

@@ -9,8 +9,10 @@ use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::spec::TensorSpec;
 use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The weights, where they are one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The list of files, where they are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Shards stay open while a model is loaded; the largest released models have about 200.
 const MAX_SHARDS: usize = 512;
 /// Problems listed in one message.
@@ -86,9 +88,37 @@ impl Tensor {
     }
 }
 
+/// What [`INDEX`] says.
 #[derive(Deserialize)]
-struct Index {
+pub(crate) struct Index {
+    /// Tensor to file.
     weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    pub(crate) fn read(files: &ModelFiles) -> Result<Self, CheckpointError> {
+        let bytes = files.read(INDEX)?.ok_or(CheckpointError::NoWeights)?;
+        serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Index { cause: error.to_string() })
+    }
+
+    /// Names of the files, each once: some, not too many, all of them plain.
+    pub(crate) fn shards(&self) -> Result<Vec<&str>, CheckpointError> {
+        let broken = |cause: String| Err(CheckpointError::Index { cause });
+        let mut names: Vec<&str> = self.weight_map.values().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return broken("its weight_map is empty".to_owned());
+        }
+        if names.len() > MAX_SHARDS {
+            return broken(format!("it names {} files, limit is {MAX_SHARDS}", names.len()));
+        }
+        // An index that names itself, or another index, is no way to a tensor.
+        match names.iter().find(|name| !is_plain(name) || !name.ends_with(".safetensors")) {
+            Some(name) => broken(format!("{name:?} is not the name of a safetensors file")),
+            None => Ok(names),
+        }
+    }
 }
 
 impl Checkpoint {
@@ -97,11 +127,9 @@ impl Checkpoint {
         if let Some(blob) = files.open(SINGLE)? {
             return Self::of(vec![Shard::open(SINGLE, blob)?]);
         }
-        let Some(index) = files.read(INDEX)? else { return Err(CheckpointError::NoWeights) };
-        let Index { weight_map } =
-            serde_json::from_slice(&index).map_err(|error| CheckpointError::Index { cause: error.to_string() })?;
-        let checkpoint = Self::of(open_shards(files, &weight_map)?)?;
-        for (tensor, file) in &weight_map {
+        let index = Index::read(files)?;
+        let checkpoint = Self::of(open_shards(files, &index.shards()?)?)?;
+        for (tensor, file) in &index.weight_map {
             if checkpoint.places.get(tensor).is_none_or(|&shard| checkpoint.shards[shard].name != *file) {
                 return Err(CheckpointError::Index { cause: format!("tensor {tensor} is not in {file}") });
             }
@@ -197,26 +225,13 @@ impl Checkpoint {
     }
 }
 
-fn open_shards(files: &ModelFiles, weight_map: &BTreeMap<String, String>) -> Result<Vec<Shard>, CheckpointError> {
-    let mut names: Vec<&str> = weight_map.values().map(String::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.is_empty() {
-        return Err(CheckpointError::Index { cause: "its weight_map is empty".to_owned() });
-    }
-    if names.len() > MAX_SHARDS {
-        return Err(CheckpointError::Index { cause: format!("it names {} files, limit is {MAX_SHARDS}", names.len()) });
-    }
+fn open_shards(files: &ModelFiles, names: &[&str]) -> Result<Vec<Shard>, CheckpointError> {
     let mut shards = Vec::with_capacity(names.len());
     let mut missing = Vec::new();
     for name in names {
-        // An index that names itself, or another index, is no way to a tensor.
-        if !is_plain(name) || !name.ends_with(".safetensors") {
-            return Err(CheckpointError::Index { cause: format!("{name:?} is not the name of a safetensors file") });
-        }
         match files.open(name)? {
             Some(blob) => shards.push(Shard::open(name, blob)?),
-            None => missing.push(name.to_owned()),
+            None => missing.push((*name).to_owned()),
         }
     }
     if !missing.is_empty() {
