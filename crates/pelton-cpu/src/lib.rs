@@ -5,6 +5,11 @@
 //! pointers are followed: lanes, tiles, pool and buffer.
 #![allow(clippy::needless_range_loop, reason = "tiles are arrays of registers: indices say which, as in the formulas")]
 
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!(
+    "the CPU backend is written for Linux on x86-64; other machines need lanes, memory report and pinning of their own"
+);
+
 mod buffer;
 mod isa;
 mod kernels;

@@ -17,7 +17,7 @@ use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a thread looks at the state before it sleeps. Longer than the serial gaps inside a step, shorter than anybody notices.
@@ -134,7 +134,7 @@ impl Pool {
         shared.state.store(generation | OPEN, Ordering::SeqCst);
         for (asleep, worker) in shared.asleep.iter().zip(&self.workers).take(num_units - 1) {
             if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
-                wake(worker.thread());
+                worker.thread().unpark();
             }
         }
 
@@ -175,7 +175,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
-            wake(worker.thread());
+            worker.thread().unpark();
             // A worker cannot panic outside a region, and there its panic went to the caller.
             let _ = worker.join();
         }
@@ -335,10 +335,6 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the borrowed slice (asserted).
         unsafe { self.data.add(index) }
     }
-}
-
-fn wake(thread: &Thread) {
-    thread.unpark();
 }
 
 /// Locks; a panic of another holder says nothing about data that is only ever replaced as a whole.

@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::pool::lock;
 
-/// Working memory by worker. Locks are never contended: a worker index belongs to one thread at a time.
+/// Working memory by worker. A worker index belongs to one thread at a time, but for 0, which is every caller's: a lock is only ever waited
+/// for when several threads call operations of one backend at once.
 pub(crate) struct Scratches {
     workers: Vec<Mutex<Scratch>>,
     shared: Mutex<Scratch>,
