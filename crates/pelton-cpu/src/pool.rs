@@ -70,7 +70,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads` (at least one) including the caller, all of them started: a region sets up nothing. Worker `i` is bound to `cpus[i]` where there is one.
+    /// A pool of `threads` (at least one) including the caller, all of them started: a region sets up nothing. Worker `i` is bound
+    /// to `cpus[i]` where there is one.
     pub(crate) fn new(threads: usize, cpus: &[usize]) -> std::io::Result<Self> {
         let num_workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
