@@ -16,7 +16,7 @@ use super::duration::duration;
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct BenchArgs {
-    /// The server: http://host[:port][/prefix]
+    /// The server, for example http://127.0.0.1:3000; a path behind it is put before every route
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     pub url: String,
 
