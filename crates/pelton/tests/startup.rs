@@ -123,6 +123,8 @@ fn limits_beyond_the_model_are_refused() {
 fn what_is_not_built_is_refused() {
     assert_says(&refusal(&["--quantize", "gptq"]), &["--quantize gptq", "not built"]);
     assert_says(&refusal(&["--fake-step-cost", "1ms"]), &["--model-id fake"]);
+    assert_says(&refusal(&["--revision", "main"]), &["--revision", "--model-id"]);
+    assert_says(&refusal(&["--model-id", "fake", "--dtype", "float32"]), &["--dtype", "fake"]);
 }
 
 #[test]

@@ -20,6 +20,14 @@ use tokio::net::TcpListener;
 use crate::args::serve::{DtypeArg, IsaArg, ServeArgs};
 use crate::{demo, env, logging};
 
+/// Prints a line for the person who started the server. Nobody has to read it: a closed standard output does not end the server.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(io::stdout(), $($text)*);
+    }};
+}
+
 /// Positions in a KV block: a block of few positions wastes less at a prompt's end and finds more prefixes.
 const BLOCK_TOKENS: u32 = 16;
 
@@ -73,7 +81,20 @@ fn check(args: &ServeArgs) -> Result<()> {
              (or QUANTIZE) out, --dtype bfloat16 is the smallest"
         );
     }
-    if args.model_id.as_deref() != Some("fake") && !(args.fake_step_cost + args.fake_token_cost).is_zero() {
+    let is_fake = args.model_id.as_deref() == Some("fake");
+    if args.revision.is_some() && (is_fake || args.model_id.is_none()) {
+        bail!("--revision needs --model-id with a hub name");
+    }
+    let computes = [
+        ("--dtype", args.dtype != DtypeArg::Auto),
+        ("--kv-cache-dtype", args.kv_cache_dtype != DtypeArg::Auto),
+        ("--threads", args.threads.is_some()),
+        ("--isa", args.isa != IsaArg::Auto),
+    ];
+    if let Some((flag, _)) = computes.into_iter().find(|(_, given)| is_fake && *given) {
+        bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
+    }
+    if !is_fake && !(args.fake_step_cost + args.fake_token_cost).is_zero() {
         bail!("--fake-step-cost and --fake-token-cost need --model-id fake");
     }
     Ok(())
@@ -85,14 +106,14 @@ async fn serve(address: SocketAddr, server: Arc<Server>, name: &str) -> Result<S
         port => format!("cannot listen on {address} (is port {port} taken? --port 0 takes a free one)"),
     })?;
     let mut local = listener.local_addr().context("cannot tell the port")?;
-    println!("\n{name} is served on http://{local}");
+    say!("\n{name} is served on http://{local}");
     if local.ip().is_unspecified() {
         // All addresses: this one works from here.
         local.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let url = format!("http://{local}");
-    println!("try:");
-    println!(
+    say!("try:");
+    say!(
         "  curl {url}/generate -H 'Content-Type: application/json' \
          -d '{{\"inputs\":\"def fibonacci(n):\",\"parameters\":{{\"max_new_tokens\":64}}}}'"
     );
@@ -187,8 +208,8 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
     let decoder = load(files, backend, &options)?;
     let info = decoder.info().clone();
     let millions = info.num_parameters as f64 / 1e6;
-    println!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.dtype);
-    println!("{}", decoder.plan());
+    say!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.dtype);
+    say!("{}", decoder.plan());
     for note in &info.notes {
         tracing::warn!("{note}");
     }
@@ -219,9 +240,10 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
         max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
         fail_at_step: None,
     });
-    println!(
+    say!(
         "fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing",
-        args.fake_step_cost, args.fake_token_cost
+        args.fake_step_cost,
+        args.fake_token_cost
     );
     Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
 }
