@@ -62,6 +62,11 @@ impl<T: Plain> Buffer<T> {
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
     }
 
+    /// The slice as bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory[..self.len * size_of::<T>()]
+    }
+
     /// To the first element; [`SLACK`] elements more than the slice has may be read.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.memory.as_ptr().cast()

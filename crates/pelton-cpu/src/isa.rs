@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, Tiles};
 
 /// Which instruction set to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,6 +127,15 @@ impl Isa {
         }
     }
 
+    /// How large register tiles may be.
+    pub(crate) fn tiles(self) -> Tiles {
+        match self {
+            Self::Scalar(_) => <Scalar as Lanes>::TILES,
+            Self::Avx2(_) => <Avx2 as Lanes>::TILES,
+            Self::Avx512(_) | Self::Avx512Bf16(_) => <Avx512 as Lanes>::TILES,
+        }
+    }
+
     /// Runs `kernel` in code compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {
@@ -146,15 +155,15 @@ pub(crate) trait Kernel {
     fn run<L: Lanes>(self, isa: L);
 }
 
-/// A kernel that needs AVX-512 BF16 itself.
-pub(crate) trait Bf16Kernel {
+/// A kernel for one instruction set, with its arguments.
+pub(crate) trait Task<I> {
     /// The arithmetic; `#[inline(always)]` as in [`Kernel::run`].
-    fn run(self, isa: Avx512Bf16);
+    fn run(self, isa: I);
 }
 
 impl Avx512Bf16 {
     /// Runs `kernel` in code compiled for AVX-512 BF16.
-    pub(crate) fn run<K: Bf16Kernel>(self, kernel: K) {
+    pub(crate) fn run<K: Task<Self>>(self, kernel: K) {
         // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
         unsafe { run_avx512bf16(self, kernel) }
     }
@@ -176,7 +185,7 @@ fn run_avx512<K: Kernel>(isa: Avx512, kernel: K) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn run_avx512bf16<K: Bf16Kernel>(isa: Avx512Bf16, kernel: K) {
+fn run_avx512bf16<K: Task<Avx512Bf16>>(isa: Avx512Bf16, kernel: K) {
     kernel.run(isa);
 }
 

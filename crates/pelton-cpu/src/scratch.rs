@@ -19,7 +19,7 @@ pub(crate) struct Scratches {
 #[derive(Default)]
 pub(crate) struct Scratch {
     floats: Vec<f32>,
-    pairs: Vec<u32>,
+    words: Vec<u32>,
 }
 
 impl Scratches {
@@ -60,10 +60,10 @@ impl Scratch {
         &mut self.floats[..len]
     }
 
-    pub(crate) fn pairs(&mut self, len: usize) -> &mut [u32] {
-        if self.pairs.len() < len {
-            self.pairs.resize(len, 0);
+    pub(crate) fn words(&mut self, len: usize) -> &mut [u32] {
+        if self.words.len() < len {
+            self.words.resize(len, 0);
         }
-        &mut self.pairs[..len]
+        &mut self.words[..len]
     }
 }

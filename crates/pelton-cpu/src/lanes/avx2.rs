@@ -15,7 +15,7 @@ pub(crate) struct Two(__m256, __m256);
 
 impl Lanes for Avx2 {
     type V = Two;
-    const TILES: Tiles = Tiles { wide: false, vectors: true };
+    const TILES: Tiles = Tiles { wide: false, vectors: true, rows: 6 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {

@@ -12,7 +12,7 @@ use crate::isa::Avx512;
 
 impl Lanes for Avx512 {
     type V = __m512;
-    const TILES: Tiles = Tiles { wide: true, vectors: true };
+    const TILES: Tiles = Tiles { wide: true, vectors: true, rows: 12 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -16,11 +16,14 @@ pub(crate) use exp::exp;
 pub(crate) const LANES: usize = 16;
 
 /// How large register tiles may be. Two questions rather than an enum, so that tiles of other sizes are never compiled.
+#[derive(Clone, Copy)]
 pub(crate) struct Tiles {
     /// 32 vectors fit the register file.
     pub wide: bool,
     /// There are vector registers at all; else a tile is one row and one vector, to be read rather than fast.
     pub vectors: bool,
+    /// Rows of a linear's largest tile; so many are laid out together.
+    pub rows: usize,
 }
 
 /// An instruction set's vector operations; the value is the proof that the CPU has them.

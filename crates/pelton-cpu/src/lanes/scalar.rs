@@ -7,7 +7,7 @@ use crate::isa::Scalar;
 
 impl Lanes for Scalar {
     type V = [f32; LANES];
-    const TILES: Tiles = Tiles { wide: false, vectors: false };
+    const TILES: Tiles = Tiles { wide: false, vectors: false, rows: 4 };
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -5,30 +5,21 @@
 //! the row; and it is the same on every instruction set but AVX-512 BF16, which rounds rows to bf16 and adds products in pairs
 //! (the same pairs for any number of rows).
 //!
-//! A unit of work is one panel of 64 output features times some rows:
+//! A unit of work is some panels of 32 output features times a chunk of rows:
 //!
-//! - up to [`MAX_DIRECT_ROWS`] rows, weights are widened to f32 in registers on their way: with few rows the kernel runs at the speed of
-//!   memory;
-//! - with more rows, [`BLOCK_K`] input features of the panel at a time are widened into a buffer that stays in a near cache,
-//!   and all rows pass over it, six at a time.
-//!
-//! Versions, on one core of a Cascade Lake Xeon at 2.5 GHz while other work kept both cores busy (bf16, 2048 x 2048, 8 and 128 rows;
-//! a core alone does 154 GFLOP/s in registers):
-//!
-//! | version | 8 rows | 128 rows |
-//! | --- | --- | --- |
-//! | widened blocks from 5 rows on, `k` by 128 | 42 GFLOP/s | 103 GFLOP/s |
-//! | `k` by 64 or 256 instead | within the noise | within the noise |
-//! | up to 12 rows straight from the panel, four at a time | 64 GFLOP/s | as before |
-//!
-//! With one row all of them read at the speed of memory (`examples/linear_speed.rs`).
+//! - rows that fit one register tile pass over each panel once, from end to end of `k`, with their sums in registers: the kernel runs
+//!   at the speed of memory;
+//! - of more rows, all tiles of a chunk pass over [`BLOCK_K`] input features of a panel, which stay in the nearest cache, before the
+//!   next come; with many tiles they are widened to f32 once, with few in registers on their way.
 
 mod bf16;
 mod pack;
+mod rows;
 mod tile;
+mod words;
 
 use crate::isa::{Isa, Kernel};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, Tiles};
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 
@@ -36,21 +27,20 @@ pub use pack::PackedLinear;
 pub(crate) use pack::{Element, PANEL, Panels, panel_len};
 use tile::{PanelElement, TileArgs, tile};
 
-/// Rows for which weights are widened in registers, without a buffer.
-const MAX_DIRECT_ROWS: usize = 12;
-
-/// Rows of the largest register tile that widens weights itself.
-const DIRECT_TILE_ROWS: usize = 4;
-
-/// Input features that all rows of a unit pass over before the next come; even. 256 of them are 32 KiB of a 16-bit panel, 64 KiB
-/// widened.
+/// Input features of a panel that all tiles of a chunk pass over before the next come; even. Widened, they are 32 KiB.
 const BLOCK_K: usize = 256;
 
-/// Rows of the largest register tile on widened weights.
-const BLOCK_TILE_ROWS: usize = 6;
+/// Rows of a chunk: with [`BLOCK_K`] features they are 192 KiB, which stay in the second cache.
+const CHUNK_ROWS: usize = 192;
 
-/// Fewest rows that are worth widening a block again for.
-const MIN_UNIT_ROWS: usize = 96;
+/// Rows that are laid out at once; it bounds working memory. More are computed in several passes over the weights.
+const PASS_ROWS: usize = 4 * CHUNK_ROWS;
+
+/// Fewest rows of a chunk that are worth widening a block for.
+const MIN_WIDENED_ROWS: usize = 48;
+
+/// Most panels of a unit.
+const MAX_UNIT_PANELS: usize = 8;
 
 /// A linear's operands. `x` is `[rows, in]`, `out` `[rows, out]`, `bias` `[out]`.
 pub(crate) struct Linear<'a> {
@@ -67,54 +57,88 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear
     assert_eq!(out.len(), args.num_rows * n, "results of a linear have {n} columns");
     assert!(args.bias.is_none_or(|bias| bias.len() == n), "the bias of a linear has {n} elements");
 
-    let out = SharedMut::new(out);
-    if let (Isa::Avx512Bf16(isa), Panels::Bf16(panels)) = (isa, &args.weights.panels) {
-        return bf16::linear(isa, pool, scratches, args, panels, out);
+    for (x, out) in args.x.chunks(PASS_ROWS * k).zip(out.chunks_mut(PASS_ROWS * n)) {
+        let args = Linear { x, num_rows: x.len() / k, ..*args };
+        let out = SharedMut::new(out);
+        match (isa, &args.weights.panels) {
+            (Isa::Avx512Bf16(isa), Panels::Bf16(panels)) => bf16::linear(isa, pool, scratches, &args, panels, out),
+            _ => pass(isa, pool, scratches, &args, out),
+        }
     }
-    let units = Units::new(pool.threads(), args.num_rows, n);
+}
+
+/// One pass over the weights in f32 arithmetic.
+fn pass(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear<'_>, out: SharedMut<'_, f32>) {
+    let (k, num_rows) = (args.weights.in_features, args.num_rows);
+    let tile_rows = tile_rows(isa.tiles(), num_rows);
+    let mut shared = scratches.shared();
+    let tiles = match tile_rows {
+        // One row lies in order as it is.
+        1 => args.x,
+        _ => {
+            let tiles = shared.floats(rows::packed_len(num_rows, k, tile_rows));
+            rows::pack_rows(pool, num_rows, k, tile_rows, tiles, |row, feature| args.x[row * k + feature]);
+            tiles
+        }
+    };
+    let units = Units::new(pool.threads(), num_rows, tile_rows, CHUNK_ROWS, args.weights.out_features);
     scratches.reserve_floats(BLOCK_K * PANEL);
     pool.run(units.count(), |worker, unit| {
         let mut scratch = scratches.of(worker);
         let block = scratch.floats(BLOCK_K * PANEL);
-        isa.run(Unit { args, place: units.place(unit), block, out });
+        isa.run(Unit { args, tiles, tile_rows, place: units.place(unit), block, out });
     });
 }
 
-/// How a product is cut: panels, each by pieces of rows.
+/// Rows laid out side by side: those of the largest tile, or of the smallest that holds them all.
+fn tile_rows(tiles: Tiles, num_rows: usize) -> usize {
+    match num_rows {
+        1 => 1,
+        _ => num_rows.next_multiple_of(2).min(tiles.rows),
+    }
+}
+
+/// How a product is cut: groups of panels, each by chunks of rows.
 struct Units {
     num_rows: usize,
     out_features: usize,
-    num_panels: usize,
-    rows_per_unit: usize,
+    rows_by_chunk: usize,
+    num_chunks: usize,
+    panels_by_group: usize,
+    num_groups: usize,
 }
 
 /// Output that one unit computes.
 struct Place {
-    panel: usize,
-    /// Columns of the panel that exist.
-    columns: usize,
+    panels: std::ops::Range<usize>,
+    /// Begins with a tile.
     rows: std::ops::Range<usize>,
 }
 
 impl Units {
-    /// Rows are cut only where panels alone would not keep all threads busy to the end.
-    fn new(threads: usize, num_rows: usize, out_features: usize) -> Self {
+    /// Chunks have at most `chunk_rows` rows, a multiple of `tile_rows`.
+    fn new(threads: usize, num_rows: usize, tile_rows: usize, chunk_rows: usize, out_features: usize) -> Self {
         let num_panels = out_features.div_ceil(PANEL);
-        let wanted_cuts = (4 * threads).div_ceil(num_panels).min(num_rows.div_ceil(MIN_UNIT_ROWS)).max(1);
-        let rows_per_unit = if threads == 1 { num_rows } else { num_rows.div_ceil(wanted_cuts) };
-        Self { num_rows, out_features, num_panels, rows_per_unit: rows_per_unit.max(1) }
+        let rows_by_chunk = num_rows.div_ceil(num_rows.div_ceil(chunk_rows).max(1)).next_multiple_of(tile_rows);
+        let num_chunks = num_rows.div_ceil(rows_by_chunk.max(1));
+        // Several units for each thread: the last ones end at about the same time.
+        let panels_by_group = (num_panels * num_chunks / (8 * threads)).clamp(1, MAX_UNIT_PANELS);
+        let num_groups = num_panels.div_ceil(panels_by_group);
+        Self { num_rows, out_features, rows_by_chunk, num_chunks, panels_by_group, num_groups }
     }
 
     fn count(&self) -> usize {
-        self.num_panels * self.num_rows.div_ceil(self.rows_per_unit)
+        self.num_groups * self.num_chunks
     }
 
+    /// Chunks of one group follow each other: what one thread has read of its panels, the next finds in a shared cache.
     fn place(&self, unit: usize) -> Place {
-        let (panel, first_row) = (unit % self.num_panels, unit / self.num_panels * self.rows_per_unit);
+        let first_panel = unit / self.num_chunks * self.panels_by_group;
+        let first_row = unit % self.num_chunks * self.rows_by_chunk;
+        let num_panels = self.out_features.div_ceil(PANEL);
         Place {
-            panel,
-            columns: PANEL.min(self.out_features - panel * PANEL),
-            rows: first_row..self.num_rows.min(first_row + self.rows_per_unit),
+            panels: first_panel..num_panels.min(first_panel + self.panels_by_group),
+            rows: first_row..self.num_rows.min(first_row + self.rows_by_chunk),
         }
     }
 }
@@ -124,6 +148,9 @@ static ZEROS: [f32; PANEL] = [0.0; PANEL];
 
 struct Unit<'a> {
     args: &'a Linear<'a>,
+    /// The rows as [`rows`] lays them out.
+    tiles: &'a [f32],
+    tile_rows: usize,
     place: Place,
     /// Room for a widened block.
     block: &'a mut [f32],
@@ -144,122 +171,90 @@ impl Kernel for Unit<'_> {
 impl Unit<'_> {
     #[inline(always)]
     fn run_on<L: Lanes, T: PanelElement>(self, isa: L, panels: &[T]) {
-        let Place { panel, columns, rows } = self.place;
+        let Place { panels: own, rows } = self.place;
+        let tile_rows = self.tile_rows;
         let (k, n) = (self.args.weights.in_features, self.args.weights.out_features);
         let panel_len = panel_len(k);
-        let weights = panels[panel * panel_len..][..panel_len].as_ptr();
-        let first_column = panel * PANEL;
-        let bias = match self.args.bias {
-            Some(bias) => bias[first_column..first_column + columns].as_ptr(),
-            None => ZEROS.as_ptr(),
-        };
-        let x = |row: usize, first_k: usize| self.args.x[row * k + first_k..].as_ptr();
-        // SAFETY: this unit alone reads and writes these rows of these columns, through these pointers only.
-        let out = |row: usize| unsafe { self.out.at(row * n + first_column) };
-
-        let direct = rows.len() <= MAX_DIRECT_ROWS;
-        let tile_rows = if direct { DIRECT_TILE_ROWS } else { BLOCK_TILE_ROWS };
-        // With one tile of rows, sums stay in their registers from end to end.
-        let stretch = if rows.len() <= DIRECT_TILE_ROWS { k.next_multiple_of(2) } else { BLOCK_K };
+        let widened = rows.len() >= MIN_WIDENED_ROWS;
+        let stretch = if rows.len() <= tile_rows { k } else { BLOCK_K };
         for first_k in (0..k).step_by(stretch) {
             let block_k = stretch.min(k - first_k);
-            // A stretch is even, so in every layout this is where it begins.
-            let narrow = weights.wrapping_add(first_k * PANEL);
-            let wide = match direct {
-                true => std::ptr::null(),
-                // SAFETY: the panel holds `block_k` features from here on.
-                false => unsafe { T::block(isa, narrow, block_k, self.block) },
-            };
-            for first_row in rows.clone().step_by(tile_rows) {
-                let out = out(first_row);
-                let (start, start_stride) = if first_k == 0 { (bias, 0) } else { (out.cast_const(), n) };
-                let args = TileArgs {
-                    x: x(first_row, first_k),
-                    x_stride: k,
-                    weights: narrow,
-                    k: block_k,
-                    start,
-                    start_stride,
-                    out,
-                    out_stride: n,
-                    columns,
-                    ahead: std::ptr::null(),
+            for panel in own.clone() {
+                let first_column = panel * PANEL;
+                let columns = PANEL.min(n - first_column);
+                let bias = match self.args.bias {
+                    Some(bias) => bias[first_column..first_column + columns].as_ptr(),
+                    None => ZEROS.as_ptr(),
                 };
-                let num_rows = tile_rows.min(rows.end - first_row);
-                if direct {
+                // A stretch is even, so in every layout this is where it begins.
+                let narrow = panels[panel * panel_len..][..panel_len].as_ptr().wrapping_add(first_k * PANEL);
+                let wide = match widened {
+                    // SAFETY: the panel holds `block_k` features from here on.
+                    true => unsafe { T::block(isa, narrow, block_k, self.block) },
+                    false => std::ptr::null(),
+                };
+                for first_row in rows.clone().step_by(tile_rows) {
+                    // SAFETY: this unit alone reads and writes these rows of these columns, through this pointer only.
+                    let out = unsafe { self.out.at(first_row * n + first_column) };
+                    let (start, start_stride) = if first_k == 0 { (bias, 0) } else { (out.cast_const(), n) };
+                    let args = TileArgs {
+                        x: self.tiles[first_row * k + first_k * tile_rows..].as_ptr(),
+                        x_stride: tile_rows,
+                        weights: narrow,
+                        k: block_k,
+                        start,
+                        start_stride,
+                        out,
+                        out_stride: n,
+                        rows: tile_rows.min(rows.end - first_row),
+                        columns,
+                        // The block that comes next, asked for once.
+                        ahead: match widened && first_row == rows.start {
+                            true => narrow.wrapping_add(panel_len).cast(),
+                            false => std::ptr::null(),
+                        },
+                    };
                     // SAFETY: so many rows from `first_row` on, `block_k` features of each and of the panel.
-                    unsafe { direct_rows(isa, num_rows, args) };
-                } else {
-                    let ahead = narrow.wrapping_add(block_k * PANEL).cast();
-                    // SAFETY: as above, with the block in f32.
-                    unsafe { block_rows(isa, num_rows, args.on(wide, ahead)) };
+                    unsafe {
+                        match widened {
+                            true => panel_tile(isa, args.on(wide)),
+                            false => panel_tile(isa, args),
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// One to [`DIRECT_TILE_ROWS`] rows over a stretch of a panel as it is.
+/// One tile of rows over a stretch of a panel.
 ///
 /// # Safety
-/// As [`tile`], for `num_rows` rows and a whole panel.
+/// As [`tile`], for a whole panel; the tile has an even number of rows, or one.
 #[inline(always)]
-unsafe fn direct_rows<L: Lanes, T: PanelElement>(isa: L, num_rows: usize, args: TileArgs<T>) {
-    // SAFETY: the caller's promise, passed on; a panel is four vectors wide.
+unsafe fn panel_tile<L: Lanes, T: PanelElement>(isa: L, args: TileArgs<T>) {
+    // SAFETY: the caller's promise, passed on; a panel is two vectors wide, and no more rows are read than lie side by side.
     unsafe {
         if L::TILES.wide {
-            match num_rows {
-                1 => panel_tiles::<L, T, 1, 4>(isa, args),
-                2 => panel_tiles::<L, T, 2, 4>(isa, args),
-                3 => panel_tiles::<L, T, 3, 4>(isa, args),
-                _ => panel_tiles::<L, T, 4, 4>(isa, args),
+            match args.rows {
+                1 => columns::<L, T, 1, 2>(isa, args),
+                2 => columns::<L, T, 2, 2>(isa, args),
+                3 | 4 => columns::<L, T, 4, 2>(isa, args),
+                5 | 6 => columns::<L, T, 6, 2>(isa, args),
+                7 | 8 => columns::<L, T, 8, 2>(isa, args),
+                9 | 10 => columns::<L, T, 10, 2>(isa, args),
+                _ => columns::<L, T, 12, 2>(isa, args),
             }
         } else if L::TILES.vectors {
-            match num_rows {
-                1 => panel_tiles::<L, T, 1, 4>(isa, args),
-                2 => panel_tiles::<L, T, 2, 2>(isa, args),
-                3 => panel_tiles::<L, T, 3, 1>(isa, args),
-                _ => panel_tiles::<L, T, 4, 1>(isa, args),
+            match args.rows {
+                1 => columns::<L, T, 1, 2>(isa, args),
+                2 => columns::<L, T, 2, 2>(isa, args),
+                3 | 4 => columns::<L, T, 4, 1>(isa, args),
+                _ => columns::<L, T, 6, 1>(isa, args),
             }
         } else {
-            for row in 0..num_rows {
-                panel_tiles::<L, T, 1, 1>(isa, args.at_row(row));
-            }
-        }
-    }
-}
-
-/// One to [`BLOCK_TILE_ROWS`] rows over a block in f32.
-///
-/// # Safety
-/// As [`tile`], for `num_rows` rows and a whole panel.
-#[inline(always)]
-unsafe fn block_rows<L: Lanes>(isa: L, num_rows: usize, args: TileArgs<f32>) {
-    // SAFETY: the caller's promise, passed on; an odd number of rows is an even one and one.
-    unsafe {
-        if L::TILES.wide {
-            match num_rows {
-                6 => panel_tiles::<L, f32, 6, 4>(isa, args),
-                4 | 5 => panel_tiles::<L, f32, 4, 4>(isa, args),
-                2 | 3 => panel_tiles::<L, f32, 2, 4>(isa, args),
-                _ => {}
-            }
-            if num_rows % 2 == 1 {
-                panel_tiles::<L, f32, 1, 4>(isa, args.at_row(num_rows - 1));
-            }
-        } else if L::TILES.vectors {
-            match num_rows {
-                6 => panel_tiles::<L, f32, 6, 1>(isa, args),
-                4 | 5 => panel_tiles::<L, f32, 4, 1>(isa, args),
-                2 | 3 => panel_tiles::<L, f32, 2, 2>(isa, args),
-                _ => {}
-            }
-            if num_rows % 2 == 1 {
-                panel_tiles::<L, f32, 1, 4>(isa, args.at_row(num_rows - 1));
-            }
-        } else {
-            for row in 0..num_rows {
-                panel_tiles::<L, f32, 1, 1>(isa, args.at_row(row));
+            for row in 0..args.rows {
+                columns::<L, T, 1, 1>(isa, args.row(row));
             }
         }
     }
@@ -270,7 +265,7 @@ unsafe fn block_rows<L: Lanes>(isa: L, num_rows: usize, args: TileArgs<f32>) {
 /// # Safety
 /// As [`tile`], for `R` rows and a whole panel.
 #[inline(always)]
-unsafe fn panel_tiles<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
+unsafe fn columns<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
     for first in (0..args.columns).step_by(C * LANES) {
         let args = TileArgs {
             weights: args.weights.wrapping_add(T::offset(0, first)),

@@ -3,8 +3,8 @@
 //! A panel holds [`PANEL`] output features (the last panel is filled up with zeros) over all input features, `k` outermost:
 //!
 //! ```text
-//! f32, f16:  [panel][k][64]
-//! bf16:      [panel][k / 2][64][2]     pairs of input features lie together
+//! f32, f16:  [panel][k][32]
+//! bf16:      [panel][k / 2][32][2]     pairs of input features lie together
 //! ```
 //!
 //! `k` is rounded up to even. A pair of bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the
@@ -17,7 +17,7 @@ use crate::buffer::{Buffer, Plain};
 use crate::pool::Pool;
 
 /// Output features of a panel.
-pub(crate) const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 32;
 
 /// Input features that are read and turned around at a time.
 const STRIP: usize = 64;

@@ -7,8 +7,9 @@ use crate::lanes::{LANES, Lanes};
 
 /// Where a tile reads and writes.
 pub(super) struct TileArgs<T> {
-    /// First row's first input feature of this stretch of `k`.
+    /// A tile of rows as [`super::rows`] lays them out, at the first input feature of this stretch of `k`.
     pub x: *const f32,
+    /// Rows laid out side by side.
     pub x_stride: usize,
     /// The panel at this stretch of `k`, at the tile's first column.
     pub weights: *const T,
@@ -19,14 +20,16 @@ pub(super) struct TileArgs<T> {
     pub start_stride: usize,
     pub out: *mut f32,
     pub out_stride: usize,
-    /// Columns that exist, at most those of the tile; the others are computed on zeros and not written.
+    /// Rows that exist, at most those of the tile; the others are computed on leftovers and not written.
+    pub rows: usize,
+    /// Columns that exist, likewise.
     pub columns: usize,
     /// Weights that will be wanted next, or null: asked for while this tile computes, [`AHEAD`] cache lines by pair of features.
     pub ahead: *const f32,
 }
 
 /// Cache lines that a pair of input features takes in a 16-bit panel.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 
 /// Floats in a cache line.
 const LINE: usize = 16;
@@ -42,18 +45,19 @@ impl<T> Copy for TileArgs<T> {}
 impl<T> TileArgs<T> {
     /// The same on other weights.
     #[inline(always)]
-    pub fn on(self, weights: *const f32, ahead: *const f32) -> TileArgs<f32> {
-        let Self { x, x_stride, k, start, start_stride, out, out_stride, columns, .. } = self;
-        TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns, ahead }
+    pub fn on(self, weights: *const f32) -> TileArgs<f32> {
+        let Self { x, x_stride, k, start, start_stride, out, out_stride, rows, columns, ahead, .. } = self;
+        TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns, ahead }
     }
 
-    /// The same from row `row` on.
+    /// The same for one row, number `row`.
     #[inline(always)]
-    pub fn at_row(self, row: usize) -> Self {
+    pub fn row(self, row: usize) -> Self {
         Self {
-            x: self.x.wrapping_add(row * self.x_stride),
+            x: self.x.wrapping_add(row),
             start: self.start.wrapping_add(row * self.start_stride),
             out: self.out.wrapping_add(row * self.out_stride),
+            rows: 1,
             ..self
         }
     }
@@ -67,7 +71,7 @@ pub(super) trait PanelElement: Element {
     /// `p` points to a panel (at a column that is a multiple of 16 and at an even input feature) with at least `pair + 1` pairs.
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, pair: usize) -> (L::V, L::V);
 
-    /// `k` input features (rounded up to even) of a panel in f32, `[k][64]`: where they are, or widened into `room`.
+    /// `k` input features (rounded up to even) of a panel in f32, `[k][PANEL]`: where they are, or widened into `room`.
     ///
     /// # Safety
     /// The panel has these features from `weights` on.
@@ -121,23 +125,25 @@ impl PanelElement for bf16 {
 /// each product fused with its addition.
 ///
 /// # Safety
-/// `args` describes `R` readable rows of `k` elements in `x`; `k` (rounded up to even) input features of the panel; `R` rows of
+/// `args` describes `R` readable rows of `k` elements in `x`; `k` (rounded up to even) input features of the panel; `rows` rows of
 /// `columns` elements in `start` (readable) and `out` (writable, written by nobody else). Zero rows of `start_stride` may coincide.
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
-    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, columns, ahead } = args;
+    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns, ahead } = args;
     let mut sums = [[isa.splat(0.0); C]; R];
     let whole = columns == C * LANES;
     for r in 0..R {
         for c in 0..C {
-            let left = columns.saturating_sub(c * LANES).min(LANES);
+            let left = if r < rows { columns.saturating_sub(c * LANES).min(LANES) } else { 0 };
             // SAFETY: `left` elements exist at this place, 16 when the tile is whole.
             sums[r][c] = unsafe {
                 let p = start.wrapping_add(r * start_stride + c * LANES);
-                if whole { isa.load(p) } else { isa.load_first(p, left) }
+                if whole && r < rows { isa.load(p) } else { isa.load_first(p, left) }
             };
         }
     }
+    // SAFETY: where it is called, row `r < R` is in the tile and `k` within this stretch.
+    let x_at = |r: usize, k: usize| unsafe { *x.add(k * x_stride + r) };
     for pair in 0..k / 2 {
         if !ahead.is_null() {
             for line in 0..AHEAD {
@@ -148,18 +154,16 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
         let mut odd = [isa.splat(0.0); C];
         for c in 0..C {
             // SAFETY: `pair` is within this stretch of the panel.
-            (even[c], odd[c]) = unsafe { T::load_pair(isa, weights.add(c * T::offset(0, LANES)), pair) };
+            (even[c], odd[c]) = unsafe { T::load_pair(isa, weights.add(T::offset(0, c * LANES)), pair) };
         }
         for r in 0..R {
-            // SAFETY: row `r` has `k` elements and `2 * pair < k`.
-            let value = isa.splat(unsafe { *x.add(r * x_stride + 2 * pair) });
+            let value = isa.splat(x_at(r, 2 * pair));
             for c in 0..C {
                 sums[r][c] = isa.fma(value, even[c], sums[r][c]);
             }
         }
         for r in 0..R {
-            // SAFETY: row `r` has `k` elements and `2 * pair + 1 < k`.
-            let value = isa.splat(unsafe { *x.add(r * x_stride + 2 * pair + 1) });
+            let value = isa.splat(x_at(r, 2 * pair + 1));
             for c in 0..C {
                 sums[r][c] = isa.fma(value, odd[c], sums[r][c]);
             }
@@ -168,15 +172,16 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
     if k % 2 == 1 {
         for c in 0..C {
             // SAFETY: the panel is filled up to an even number of features.
-            let (even, _) = unsafe { T::load_pair(isa, weights.add(c * T::offset(0, LANES)), k / 2) };
+            let (even, _) = unsafe { T::load_pair(isa, weights.add(T::offset(0, c * LANES)), k / 2) };
             for r in 0..R {
-                // SAFETY: row `r` has `k` elements.
-                let value = isa.splat(unsafe { *x.add(r * x_stride + k - 1) });
-                sums[r][c] = isa.fma(value, even, sums[r][c]);
+                sums[r][c] = isa.fma(isa.splat(x_at(r, k - 1)), even, sums[r][c]);
             }
         }
     }
     for r in 0..R {
+        if r == rows {
+            break;
+        }
         for c in 0..C {
             let left = columns.saturating_sub(c * LANES).min(LANES);
             let p = out.wrapping_add(r * out_stride + c * LANES);

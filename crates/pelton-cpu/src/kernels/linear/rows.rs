@@ -1,0 +1,45 @@
+//! Rows of a linear, laid out as register tiles read them.
+//!
+//! ```text
+//! [tile][step][tile rows]     step: one input feature, or as many as one word holds
+//! ```
+//!
+//! A tile then reads one line after the other. Rows as they come lie a power of two apart in many models: a dozen of them would
+//! fight for the same few places of the nearest cache. Rows that fill up the last tile hold leftovers.
+
+use crate::pool::{Pool, SharedMut};
+
+/// Steps that one unit of work lays out.
+const PIECE_STEPS: usize = 512;
+
+/// Words of `num_rows` rows of `steps` steps in tiles of `tile_rows`.
+pub(super) fn packed_len(num_rows: usize, steps: usize, tile_rows: usize) -> usize {
+    num_rows.next_multiple_of(tile_rows) * steps
+}
+
+/// Fills `packed` ([`packed_len`] words) where `word(row, step)` gives what belongs there.
+pub(super) fn pack_rows<W: Copy + Send>(
+    pool: &Pool,
+    num_rows: usize,
+    steps: usize,
+    tile_rows: usize,
+    packed: &mut [W],
+    word: impl Fn(usize, usize) -> W + Sync,
+) {
+    assert_eq!(packed.len(), packed_len(num_rows, steps, tile_rows));
+    let pieces_by_tile = steps.div_ceil(PIECE_STEPS);
+    let packed = SharedMut::new(packed);
+    pool.run(num_rows.div_ceil(tile_rows) * pieces_by_tile, |_, piece| {
+        let (tile, first_step) = (piece / pieces_by_tile, piece % pieces_by_tile * PIECE_STEPS);
+        let num_steps = PIECE_STEPS.min(steps - first_step);
+        // SAFETY: pieces do not overlap, and each is handed out once.
+        let words = unsafe { packed.slice((tile * steps + first_step) * tile_rows, num_steps * tile_rows) };
+        let first_row = tile * tile_rows;
+        let rows = tile_rows.min(num_rows - first_row);
+        for (step, words) in words.chunks_exact_mut(tile_rows).enumerate() {
+            for (row, place) in words[..rows].iter_mut().enumerate() {
+                *place = word(first_row + row, first_step + step);
+            }
+        }
+    });
+}

@@ -1,0 +1,195 @@
+//! Linears whose instructions take several input features as one word: the register tile and its blocking.
+//!
+//! All of `k` is summed in registers. A chunk of rows stays in the second cache while the panels of a unit pass by.
+
+use super::pack::PANEL;
+use super::{Linear, Place, Units, ZEROS, tile_rows};
+use crate::lanes::{LANES, Lanes};
+use crate::pool::{Pool, SharedMut};
+
+/// What a chunk of laid out rows may take of the second cache.
+const CHUNK_BYTES: usize = 384 << 10;
+
+/// Vectors in a panel.
+const VECTORS: usize = PANEL / LANES;
+
+/// An instruction that multiplies words, and what becomes of its sums.
+pub(super) trait WordKernel: Copy + Sync {
+    type Lanes: Lanes;
+    /// Input features of one row, as many as a step of the weights has.
+    type Word: Copy + Send + Sync;
+    /// Sums of sixteen columns.
+    type Sums: Copy;
+    /// Rows of the largest register tile: 12, 6 or 2.
+    const ROWS: usize;
+
+    fn lanes(self) -> Self::Lanes;
+
+    fn zero(self) -> Self::Sums;
+
+    /// `sums[column] += x * weights[column]`.
+    ///
+    /// # Safety
+    /// 64 readable bytes at `weights`: a word for each of sixteen columns.
+    unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
+
+    /// The results of `row` and the sixteen columns from `column` on.
+    fn finish(
+        self,
+        sums: Self::Sums,
+        row: usize,
+        column: usize,
+        bias: <Self::Lanes as Lanes>::V,
+    ) -> <Self::Lanes as Lanes>::V;
+}
+
+/// A linear in words.
+pub(super) struct Words<'a, K: WordKernel> {
+    pub args: &'a Linear<'a>,
+    /// The rows as [`super::rows`] lays them out in tiles of [`tile_rows`].
+    pub tiles: &'a [K::Word],
+    pub steps: usize,
+    /// `[panel][step][32]` words of four bytes.
+    pub panels: &'a [u8],
+    pub out: SharedMut<'a, f32>,
+    pub kernel: K,
+}
+
+impl<K: WordKernel> Words<'_, K> {
+    /// Computes all of it; `run` calls [`Words::unit`] in code compiled for the instruction.
+    pub fn compute(&self, pool: &Pool, run: impl Fn(Place) + Sync) {
+        let row_bytes = self.steps * size_of::<K::Word>();
+        let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
+        let chunk_rows = (CHUNK_BYTES / row_bytes / tile_rows).max(1) * tile_rows;
+        let units =
+            Units::new(pool.threads(), self.args.num_rows, tile_rows, chunk_rows, self.args.weights.out_features);
+        pool.run(units.count(), |_, unit| run(units.place(unit)));
+    }
+
+    /// One unit.
+    #[inline(always)]
+    pub fn unit(&self, place: Place) {
+        let n = self.args.weights.out_features;
+        let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
+        for panel in place.panels {
+            let first_column = panel * PANEL;
+            let columns = PANEL.min(n - first_column);
+            let panel_bytes = self.steps * PANEL * 4;
+            let weights = self.panels[panel * panel_bytes..][..panel_bytes].as_ptr();
+            let bias = match self.args.bias {
+                Some(bias) => bias[first_column..first_column + columns].as_ptr(),
+                None => ZEROS.as_ptr(),
+            };
+            for first_row in place.rows.clone().step_by(tile_rows) {
+                let rows = tile_rows.min(place.rows.end - first_row);
+                let x = self.tiles[first_row * self.steps..][..tile_rows * self.steps].as_ptr();
+                for inner in (0..rows).step_by(K::ROWS) {
+                    let tile = WordTile {
+                        x: x.wrapping_add(inner),
+                        x_stride: tile_rows,
+                        steps: self.steps,
+                        weights,
+                        bias,
+                        // SAFETY: this unit alone writes these rows of these columns, through this pointer only.
+                        out: unsafe { self.out.at((first_row + inner) * n + first_column) },
+                        out_stride: n,
+                        first_row: first_row + inner,
+                        first_column,
+                        rows: rows - inner,
+                        columns,
+                    };
+                    // SAFETY: the rows lie side by side from `x` on, for as many steps as the panel has.
+                    unsafe { self.rows(tile) };
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`tile`]; the rows that lie side by side are even in number, or one.
+    #[inline(always)]
+    unsafe fn rows(&self, args: WordTile<K::Word>) {
+        let kernel = self.kernel;
+        // SAFETY: the caller's promise, passed on.
+        unsafe {
+            if K::ROWS == 12 {
+                match args.rows {
+                    1 => tile::<K, 1, VECTORS>(kernel, args),
+                    2 => tile::<K, 2, VECTORS>(kernel, args),
+                    3 | 4 => tile::<K, 4, VECTORS>(kernel, args),
+                    5 | 6 => tile::<K, 6, VECTORS>(kernel, args),
+                    7 | 8 => tile::<K, 8, VECTORS>(kernel, args),
+                    9 | 10 => tile::<K, 10, VECTORS>(kernel, args),
+                    _ => tile::<K, 12, VECTORS>(kernel, args),
+                }
+            } else if K::ROWS == 6 {
+                match args.rows {
+                    1 => tile::<K, 1, VECTORS>(kernel, args),
+                    2 => tile::<K, 2, VECTORS>(kernel, args),
+                    3 | 4 => tile::<K, 4, VECTORS>(kernel, args),
+                    _ => tile::<K, 6, VECTORS>(kernel, args),
+                }
+            } else {
+                match args.rows {
+                    1 => tile::<K, 1, 1>(kernel, args),
+                    _ => tile::<K, 2, 1>(kernel, args),
+                }
+            }
+        }
+    }
+}
+
+/// Where a tile reads and writes; as [`super::tile::TileArgs`], in words.
+#[derive(Clone, Copy)]
+struct WordTile<W> {
+    x: *const W,
+    x_stride: usize,
+    steps: usize,
+    weights: *const u8,
+    bias: *const f32,
+    out: *mut f32,
+    out_stride: usize,
+    first_row: usize,
+    first_column: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// `R` rows (as many of them as exist are written) times a panel, `C` vectors at a time.
+///
+/// # Safety
+/// `steps` steps of `R` rows at `x`, `steps` of the panel at `weights`; `columns` elements at `bias` and, for each row that exists,
+/// at `out`, written by nobody else.
+#[inline(always)]
+unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: WordTile<K::Word>) {
+    let lanes = kernel.lanes();
+    for first in (0..args.columns).step_by(C * LANES) {
+        let mut sums = [[kernel.zero(); C]; R];
+        for step in 0..args.steps {
+            for r in 0..R {
+                // SAFETY: row `r` is in the tile, which has `steps` steps.
+                let x = unsafe { *args.x.add(step * args.x_stride + r) };
+                for c in 0..C {
+                    // SAFETY: the panel has this step, and 16 columns of it are 64 bytes.
+                    sums[r][c] =
+                        unsafe { kernel.add(sums[r][c], x, args.weights.add((step * PANEL + first + c * LANES) * 4)) };
+                }
+            }
+        }
+        for r in 0..R {
+            if r == args.rows {
+                break;
+            }
+            for c in 0..C {
+                let column = first + c * LANES;
+                let left = args.columns.saturating_sub(column).min(LANES);
+                // SAFETY: `left` elements exist at both places and nobody else writes them, by the caller's promise.
+                unsafe {
+                    let bias = lanes.load_first(args.bias.wrapping_add(column), left);
+                    let results = kernel.finish(sums[r][c], args.first_row + r, args.first_column + column, bias);
+                    lanes.store_first(args.out.wrapping_add(r * args.out_stride + column), left, results);
+                }
+            }
+        }
+    }
+}
