@@ -1,8 +1,8 @@
 //! The CPU backend: kernels, packing and the compute pool.
 //!
 //! Reading order: `isa` chooses the instruction set, `lanes` are the vector operations every kernel is written in, `buffer`, `kv`
-//! and `step` what kernels read and write, `pool` who computes, `kernels` the operations. `unsafe` is found where
-//! pointers are followed: lanes, tiles, pool and buffer.
+//! and `step` what kernels read and write, `pool` who computes, `kernels` the operations, [`measure`] how fast they are. `unsafe` is
+//! found where pointers are followed: lanes, tiles, pool and buffer.
 #![allow(clippy::needless_range_loop, reason = "tiles are arrays of registers: indices say which, as in the formulas")]
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -15,6 +15,7 @@ mod isa;
 mod kernels;
 mod kv;
 mod lanes;
+pub mod measure;
 mod memory;
 mod plan;
 mod pool;
