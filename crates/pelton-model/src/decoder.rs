@@ -1,6 +1,9 @@
 //! The decoder: one forward pass for every declared family, on any backend.
 
-use pelton_backend::{Act, AttendSpec, Backend, DType, RmsNorm, RopeSpec, StepBatch};
+use pelton_backend::{
+    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, RmsNorm, RopeSpec, StepBatch,
+    TokenId,
+};
 
 use crate::memory::MemoryPlan;
 use crate::model::{Model, ModelError, ModelSpec};
@@ -84,6 +87,38 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<&[f32], ModelError> {
         let mut host = Vec::new();
         self.compute(batch, |backend, layer, residual| observe(layer, backend.read(residual, &mut host)))
+    }
+
+    /// Writes made-up keys and values to the first `num_blocks` blocks of every layer, without computing the layers: for measurements of
+    /// sequences that have a past. Panics when there are fewer blocks.
+    pub fn fill_kv(&mut self, num_blocks: u32) -> Result<(), BackendError> {
+        assert!(num_blocks <= self.spec.num_blocks, "{num_blocks} blocks of {}", self.spec.num_blocks);
+        let Self { backend, work, kv, attend, .. } = self;
+        let block_tokens = self.spec.block_tokens as usize;
+        // A table of queries, keys and values, one row for each position of a block.
+        let columns = (attend.num_heads + 2 * attend.num_kv_heads) * attend.head_dim;
+        let values: Vec<f32> = (0..block_tokens * columns).map(|i| (i % 61) as f32 / 61.0 - 0.5).collect();
+        let table = HostTensor::from_f32(vec![block_tokens, columns], &values);
+        let table = backend.pack(&[DenseWeight::new(table, DType::F32)?])?;
+        let tokens: Vec<TokenId> = (0..block_tokens as u32).map(TokenId).collect();
+        // Each block is a sequence of its own, which attends to next to nothing.
+        let blocks: Vec<BlockId> = (0..num_blocks).map(BlockId).collect();
+        let rows = block_tokens.min(self.spec.max_step_rows);
+        let mut batch = StepBatch::default();
+        for (piece, tokens) in tokens.chunks(rows).enumerate() {
+            for blocks in blocks.chunks(self.spec.max_step_rows / rows) {
+                batch.clear();
+                for block in blocks {
+                    batch.push_span(tokens, (piece * rows) as u32, std::slice::from_ref(block), block_tokens as u32);
+                }
+                backend.begin(&batch, &mut work.step);
+                backend.embed(&work.step, &table, &mut work.qkv);
+                for layer in 0..self.layers.len() {
+                    backend.attend(&work.step, &work.qkv, kv, layer, attend, &mut work.mixed);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// One step; `observe` sees the residual stream after each block, and compiles to nothing where nobody looks.

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`files`](ModelFiles) says where a model lies, [`hub`] brings it there; [`config`](HfConfig) reads what it is,
 //! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, [`load`] joins them with a backend into a
-//! [`Decoder`], and [`Model`] is the decoder's face with the backend erased. This crate knows no instruction set and no request.
+//! [`Decoder`], and [`Model`] is the decoder's face with the backend erased. [`Shape`] and [`load_random`] make models without files, [`rates`]
+//! measures how fast a model computes. This crate knows no instruction set and no request.
 #![deny(unsafe_code)]
 
 mod files;
@@ -11,6 +12,7 @@ pub mod hub;
 mod config;
 mod families;
 mod rope;
+mod shape;
 mod spec;
 mod weights;
 
@@ -18,15 +20,17 @@ mod decoder;
 mod load;
 mod memory;
 mod model;
+pub mod rates;
 mod workspace;
 
 pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
-pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, load};
+pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
+pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec};
 pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};

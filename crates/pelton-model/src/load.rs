@@ -11,8 +11,9 @@ use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
+use crate::shape::Shape;
 use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
-use crate::weights::{Checkpoint, CheckpointError, Tensor};
+use crate::weights::{Checkpoint, CheckpointError, RandomWeights, Tensor, TensorSource};
 use crate::workspace::Workspace;
 
 const CONFIG: &str = "config.json";
@@ -107,7 +108,28 @@ impl Default for LoadOptions {
 /// files, the memory plan; then each matrix is mapped, packed and unmapped, so that at no time more than the packed weights and one
 /// group of matrices are resident.
 pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, checkpoint, limits, plan, info } = prepare(files, backend.memory(), options)?;
+    let prepared = from_files(files, backend.memory(), options)?;
+    build(prepared, backend, options)
+}
+
+/// Makes a model of `shape` with weights from `seed` in `backend`: for measurements. No more of them is there at a time than packed
+/// weights and one group of matrices. `DTypeChoice::Auto` is bfloat16.
+pub fn load_random<B: Backend>(
+    shape: &Shape,
+    seed: u64,
+    backend: B,
+    options: &LoadOptions,
+) -> Result<Decoder<B>, LoadError> {
+    let spec = shape.spec();
+    let limits = check_options(options, &spec)?;
+    let weights = Weights { source: Box::new(RandomWeights::new(seed)), dtype: Some(RandomWeights::DTYPE) };
+    let prepared = plan(shape.architecture, spec, weights, limits, Vec::new(), backend.memory(), options)?;
+    build(prepared, backend, options)
+}
+
+/// Packs the weights of `prepared` into `backend`.
+fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
+    let Prepared { spec, tensors, source, limits, plan, info } = prepared;
     let attention = &spec.attention;
     let table_shape = vec![limits.max_positions, attention.rope.rotary_dim];
     let rope_table = HostTensor::new(DType::F32, table_shape, attention.rope.table(limits.max_positions))?;
@@ -115,7 +137,7 @@ pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader = Loader { backend: &backend, checkpoint: &checkpoint, dtype: plan.dtype, norm_eps: spec.norm_eps, bar };
+    let loader = Loader { backend: &backend, source: source.as_ref(), dtype: plan.dtype, norm_eps: spec.norm_eps, bar };
     // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.matrix(&tensors.embed)?;
     let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
@@ -163,13 +185,19 @@ pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -
 struct Prepared {
     spec: DecoderSpec,
     tensors: DecoderTensors,
-    checkpoint: Checkpoint,
+    source: Box<dyn TensorSource>,
     limits: StepLimits,
     plan: MemoryPlan,
     info: DecoderInfo,
 }
 
-fn prepare(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> Result<Prepared, LoadError> {
+/// Tensors, and the precision most of their numbers are in.
+struct Weights {
+    source: Box<dyn TensorSource>,
+    dtype: Option<DType>,
+}
+
+fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> Result<Prepared, LoadError> {
     let config = files.read(CONFIG)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
     let (architecture, mut spec) = spec_of(&HfConfig::parse(CONFIG, &config)?)?;
     let limits = check_options(options, &spec)?;
@@ -181,12 +209,26 @@ fn prepare(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> R
         notes.push(format!("{head} is missing although tie_word_embeddings is false; logits come from the embedding"));
     }
     let tensors = spec.tensors();
-    let all = || tensors.matrices().chain(tensors.vectors());
-    checkpoint.check(all(), |name| name == head || spec.names.ignored.iter().any(|ending| name.ends_with(ending)))?;
+    let all = tensors.matrices().chain(tensors.vectors());
+    checkpoint.check(all, |name| name == head || spec.names.ignored.iter().any(|ending| name.ends_with(ending)))?;
+    let dtype = checkpoint.prevailing_dtype(tensors.matrices());
+    plan(architecture, spec, Weights { source: Box::new(checkpoint), dtype }, limits, notes, memory, options)
+}
 
+/// Settles precisions, and how memory is used.
+fn plan(
+    architecture: &'static str,
+    spec: DecoderSpec,
+    weights: Weights,
+    limits: StepLimits,
+    notes: Vec<String>,
+    memory: MemoryReport,
+    options: &LoadOptions,
+) -> Result<Prepared, LoadError> {
+    let tensors = spec.tensors();
     let dtype = match options.dtype {
         DTypeChoice::Exact(dtype) => dtype,
-        DTypeChoice::Auto => checkpoint.prevailing_dtype(tensors.matrices()).unwrap_or(DType::F32),
+        DTypeChoice::Auto => weights.dtype.unwrap_or(DType::F32),
     };
     let kv = KvSpec {
         num_layers: spec.num_layers,
@@ -200,9 +242,9 @@ fn prepare(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> R
         },
     };
     let plan = MemoryPlan::new(&spec, &tensors, dtype, limits, kv, options.kv_budget, memory)?;
-    let num_parameters = all().map(TensorSpec::num_elements).sum();
+    let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, dtype, kv_dtype: kv.dtype, num_parameters, notes };
-    Ok(Prepared { spec, tensors, checkpoint, limits, plan, info })
+    Ok(Prepared { spec, tensors, source: weights.source, limits, plan, info })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {
@@ -233,7 +275,7 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
 /// Reads tensors by name and hands them to the backend.
 struct Loader<'a, B: Backend> {
     backend: &'a B,
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn TensorSource,
     dtype: DType,
     norm_eps: f32,
     bar: ProgressBar,
@@ -259,9 +301,9 @@ impl<B: Backend> Loader<'_, B> {
         self.pack(std::slice::from_ref(tensor))
     }
 
-    /// Maps `parts`, packs them joined by output rows, and unmaps them.
+    /// Maps (or makes) `parts`, packs them joined by output rows, and lets them go.
     fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
-        let tensors = parts.iter().map(|part| self.checkpoint.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
+        let tensors = parts.iter().map(|part| self.source.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
         let weights =
             tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), self.dtype)).collect::<Result<Vec<_>, _>>()?;
         let packed = self.backend.pack(&weights)?;
@@ -277,13 +319,13 @@ impl<B: Backend> Loader<'_, B> {
         }
         let mut joined = Vec::new();
         for part in parts {
-            joined.extend(self.checkpoint.tensor(part)?.host().to_f32());
+            joined.extend(self.source.tensor(part)?.host().to_f32());
         }
         Ok(Some(self.backend.param(&HostTensor::from_f32(vec![joined.len()], &joined))?))
     }
 
     fn norm(&self, tensor: &TensorSpec) -> Result<RmsNorm<B::Param>, LoadError> {
-        let weight = self.backend.param(&self.checkpoint.tensor(tensor)?.host())?;
+        let weight = self.backend.param(&self.source.tensor(tensor)?.host())?;
         Ok(RmsNorm { weight, eps: self.norm_eps })
     }
 }

@@ -83,6 +83,8 @@ impl fmt::Display for Size {
 pub struct MemoryPlan {
     /// Packed matrices, norms and biases. Padding of a backend's layout is not counted.
     pub weights_bytes: u64,
+    /// Of these, the embedding where it is not the head too: a step reads a few rows of it, and all other weights once.
+    pub lookup_bytes: u64,
     /// Precision of the matrices.
     pub dtype: DType,
     /// Cosines and sines of every position.
@@ -124,6 +126,7 @@ impl MemoryPlan {
         let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
         let mut plan = Self {
             weights_bytes: matrices * dtype.size_bytes() as u64 + vectors * 4,
+            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.num_elements() * dtype.size_bytes() as u64),
             dtype,
             rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
             max_positions: limits.max_positions,
@@ -135,6 +138,16 @@ impl MemoryPlan {
         };
         plan.num_blocks = plan.blocks(budget)?;
         Ok(plan)
+    }
+
+    /// Bytes of weights that every step with logits reads.
+    pub fn step_weights_bytes(&self) -> u64 {
+        self.weights_bytes - self.lookup_bytes
+    }
+
+    /// Bytes of the keys and values of one position, all layers.
+    pub fn position_bytes(&self) -> u64 {
+        (self.kv.block_bytes() / self.kv.block_tokens) as u64
     }
 
     /// Tokens the KV cache holds.
@@ -257,6 +270,8 @@ mod tests {
         let plan = plan(KvBudget::Tokens(1000), 1 << 30).unwrap();
         let layer = 32 * (32 + 16 + 16) + 32 * 32 + 32 * 64 * 3;
         assert_eq!(plan.weights_bytes, 2 * (2 * 100 * 32 + 2 * layer) + 4 * 5 * 32);
+        assert_eq!(plan.step_weights_bytes(), plan.weights_bytes - 2 * 100 * 32);
+        assert_eq!(plan.position_bytes(), 2 * 2 * 2 * 8 * 2);
         assert_eq!(plan.rope_bytes, 250 * 8 * 4);
         assert_eq!(plan.workspace_bytes, 4 * (64 * (3 * 32 + 64 + 32 + 3 * 64) + 8 * 132));
         assert_eq!(plan.num_blocks, 63);

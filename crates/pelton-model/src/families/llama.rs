@@ -6,7 +6,8 @@
 use crate::config::{ConfigError, HfConfig};
 use crate::spec::{Attention, DecoderSpec, Mlp, Names};
 
-const NAMES: Names = Names {
+/// Where a llama's tensors are.
+pub(crate) const NAMES: Names = Names {
     embed: "model.embed_tokens",
     layers: "model.layers",
     attention_norm: "input_layernorm",

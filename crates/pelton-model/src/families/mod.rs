@@ -2,6 +2,8 @@
 
 mod llama;
 
+pub(crate) use llama::NAMES as LLAMA_NAMES;
+
 use crate::config::{ConfigError, HfConfig};
 use crate::spec::DecoderSpec;
 

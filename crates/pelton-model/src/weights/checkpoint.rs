@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::spec::TensorSpec;
+use crate::weights::TensorSource;
 use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
 
 /// The weights, where they are one file.
@@ -72,7 +73,7 @@ pub struct Checkpoint {
     places: BTreeMap<String, usize>,
 }
 
-/// One tensor, its bytes mapped until it is dropped.
+/// One tensor, its bytes mapped (or held) until it is dropped.
 #[derive(Debug)]
 pub struct Tensor {
     dtype: DType,
@@ -81,10 +82,15 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// One that was made in memory. `bytes` must fill the shape.
+    pub(super) fn made(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
+        Self { dtype, shape, bytes: Bytes::Owned(bytes) }
+    }
+
     /// The numbers, borrowed.
     pub fn host(&self) -> HostTensor<'_> {
         HostTensor::new(self.dtype, self.shape.clone(), self.bytes.as_slice())
-            .expect("the header was checked: bytes fill the shape")
+            .expect("bytes fill the shape: the header was checked, or they were made for it")
     }
 }
 
@@ -222,6 +228,12 @@ impl Checkpoint {
     fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {
         let shard = &self.shards[*self.places.get(name)?];
         Some((shard, &shard.entries[name]))
+    }
+}
+
+impl TensorSource for Checkpoint {
+    fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
+        Checkpoint::tensor(self, wanted)
     }
 }
 

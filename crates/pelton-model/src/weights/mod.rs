@@ -1,8 +1,18 @@
-//! Checkpoint files: which tensors there are, and their bytes.
+//! Weights: which tensors there are, and their bytes; from checkpoint files, or made up.
 
 mod checkpoint;
+mod random;
 mod safetensors;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{INDEX, Index, SINGLE};
+pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+
+use crate::spec::TensorSpec;
+
+/// Where the loader's tensors come from.
+pub(crate) trait TensorSource {
+    /// One tensor; that it is there was found out before.
+    fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError>;
+}

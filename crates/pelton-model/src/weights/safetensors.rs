@@ -136,11 +136,12 @@ pub(crate) struct Shard {
     blob: Blob,
 }
 
-/// Bytes of one tensor: mapped until dropped, or part of the program.
+/// Bytes of one tensor: mapped until dropped, part of the program, or made in memory.
 #[derive(Debug)]
 pub(crate) enum Bytes {
     Mapped(Mmap),
     Memory(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Bytes {
@@ -148,6 +149,7 @@ impl Bytes {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Memory(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 }
