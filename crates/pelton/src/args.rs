@@ -1,7 +1,10 @@
 //! What can be typed. Each flag of `serve` has the name and the environment variable that text-generation-inference gave it.
 
 pub mod bench;
+pub mod compute;
 mod duration;
+pub mod hub;
+pub mod kernels;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -22,4 +25,6 @@ pub enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Measure a running server: virtual users or a rate of requests, latencies per token, one table and a file of raw rows.
     Bench(Box<bench::BenchArgs>),
+    /// Measure this machine and the kernels on it: memory bandwidth, arithmetic peaks, and each kernel's share of what limits it.
+    Kernels(kernels::KernelsArgs),
 }

@@ -1,4 +1,6 @@
 //! One file per subcommand; each joins the other crates and computes nothing.
 
 pub mod bench;
+mod checkpoint;
+pub mod kernels;
 pub mod serve;

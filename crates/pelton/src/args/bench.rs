@@ -1,9 +1,11 @@
 //! Flags of `pelton bench`.
 
+pub mod engine;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use pelton_bench::{Api, Arrival, Warmup};
 
 use super::duration::duration;
@@ -13,9 +15,26 @@ use super::duration::duration;
 /// Closed loop (--users): each of N users sends a request, waits for the whole answer, sends the next. It shows what N people
 /// see, and cannot overload the server. Open loop (--rate): requests start at their times whatever the server does, as in the real
 /// world; latencies count from those times, so that a stall is not hidden.
+///
+/// `pelton bench engine` measures the model alone, without a server.
 #[derive(Debug, Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
+    Engine(Box<engine::EngineArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct LoadArgs {
     /// The server, for example http://127.0.0.1:3000; a path behind it is put before every route
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     pub url: String,

@@ -1,12 +1,13 @@
 //! Flags and environment variables of `pelton serve`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
+use super::compute::{ComputeArgs, PrecisionArgs};
 use super::duration::duration;
+use super::hub::HubArgs;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -15,30 +16,11 @@ pub struct ServeArgs {
     #[arg(long, env = "MODEL_ID")]
     pub model_id: Option<String>,
 
-    /// Branch, tag or commit of a hub model.
-    #[arg(long, env = "REVISION")]
-    pub revision: Option<String>,
+    #[command(flatten)]
+    pub hub: HubArgs,
 
-    /// Use only what the hub cache holds already; never the network.
-    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
-    pub offline: bool,
-
-    /// Directory of downloaded hub models.
-    #[arg(long, env = "HUGGINGFACE_HUB_CACHE")]
-    pub huggingface_hub_cache: Option<PathBuf>,
-
-    /// Token for the hub, for gated and private models.
-    #[arg(long, env = "HF_TOKEN", hide_env_values = true)]
-    pub hf_token: Option<String>,
-
-    /// Precision of the weights in memory. `auto` keeps the checkpoint's; `float32` costs twice the memory and time of the
-    /// 16-bit types and is what checks against references run in.
-    #[arg(long, env = "DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
-    pub dtype: DtypeArg,
-
-    /// Precision of keys and values in the cache. `auto` is bfloat16, and float32 with --dtype float32.
-    #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
-    pub kv_cache_dtype: DtypeArg,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
 
     /// Quantisation of the weights: not built yet, every value is refused.
     #[arg(long, env = "QUANTIZE")]
@@ -124,13 +106,8 @@ pub struct ServeArgs {
     #[arg(long, env = "DISABLE_PREFIX_CACHING")]
     pub disable_prefix_caching: bool,
 
-    /// Threads that compute. Default: one for each core this process may use.
-    #[arg(long, env = "PELTON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-
-    /// Instruction set to compute with; narrower than the machine's for tests and bug reports.
-    #[arg(long, env = "PELTON_ISA", value_enum, default_value_t = IsaArg::Auto)]
-    pub isa: IsaArg,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     /// With `--model-id fake`: time of each step.
     #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
@@ -139,21 +116,4 @@ pub struct ServeArgs {
     /// With `--model-id fake`: time of each token in a step.
     #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
     pub fake_token_cost: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DtypeArg {
-    Auto,
-    Float32,
-    Bfloat16,
-    Float16,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IsaArg {
-    Auto,
-    Scalar,
-    Avx2,
-    Avx512,
-    Avx512bf16,
 }

@@ -1,5 +1,7 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
+mod engine;
+
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,16 +10,27 @@ use anyhow::Context;
 use pelton_bench::report::console::Console;
 use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, PromptMix, TargetPlan, WorkloadPlan};
 
-use crate::args::bench::BenchArgs;
+use crate::args::bench::{BenchArgs, BenchCommand, LoadArgs};
 
 /// Bound in time of a run that is limited by its number of requests.
 const DURATION_WITH_REQUESTS: Duration = Duration::from_secs(3600);
 
+/// Flags whose values are not written to any file.
+const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
+
 /// Length of a run that is not limited at all.
 const DEFAULT_DURATION: Duration = Duration::from_secs(30);
 
-/// Measures, prints, writes. The exit code is a failure if there is nothing to show.
+/// Measures, prints, writes.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Some(BenchCommand::Engine(args)) => engine::run(&args),
+        None => load_test(args.load),
+    }
+}
+
+/// Measures a server. The exit code is a failure if there is nothing to show.
+fn load_test(args: LoadArgs) -> anyhow::Result<ExitCode> {
     // Opened before the run: a wrong path shall not cost a measurement.
     let output = match &args.output {
         Some(path) => {
@@ -37,7 +50,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn plan(args: BenchArgs) -> BenchPlan {
+fn plan(args: LoadArgs) -> BenchPlan {
     let default_duration = if args.requests.is_some() { DURATION_WITH_REQUESTS } else { DEFAULT_DURATION };
     let load = if args.rate.is_empty() {
         Load::Closed { users: args.users }
@@ -89,17 +102,22 @@ fn new_seed() -> u64 {
     u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }
 
+/// Seconds since 1970-01-01 UTC.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The command as typed, without the values that may be secret.
-fn command(typed: impl Iterator<Item = String>) -> Vec<String> {
+pub fn command(typed: impl Iterator<Item = String>) -> Vec<String> {
     let mut hide_next = false;
     typed
         .map(|word| {
             if std::mem::take(&mut hide_next) {
                 return "***".to_owned();
             }
-            hide_next = ["--api-key", "--header"].contains(&word.as_str());
+            hide_next = SECRETS.contains(&word.as_str());
             match word.split_once('=') {
-                Some((flag @ ("--api-key" | "--header"), _)) => format!("{flag}=***"),
+                Some((flag, _)) if SECRETS.contains(&flag) => format!("{flag}=***"),
                 _ => word,
             }
         })
@@ -112,8 +130,8 @@ mod tests {
 
     #[test]
     fn secrets_are_not_part_of_the_stored_command() {
-        let typed = ["pelton", "bench", "--api-key", "k1", "--users", "2", "--header=x: k2", "--header", "y: k3"];
+        let typed = ["pelton", "bench", "--api-key", "k1", "--users", "2", "--header=x: k2", "--hf-token", "k3"];
         let stored = command(typed.into_iter().map(str::to_owned));
-        assert_eq!(stored.join(" "), "pelton bench --api-key *** --users 2 --header=*** --header ***");
+        assert_eq!(stored.join(" "), "pelton bench --api-key *** --users 2 --header=*** --hf-token ***");
     }
 }

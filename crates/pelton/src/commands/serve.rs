@@ -2,23 +2,23 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use pelton_backend::{DType, TokenId};
-use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
+use pelton_backend::TokenId;
+use pelton_cpu::CpuBackend;
 use pelton_engine::{EngineConfig, FakeConfig, FakeModel};
-use pelton_model::hub::{self, HubOptions};
 use pelton_model::{DTypeChoice, KvBudget, KvDTypeChoice, LoadOptions, Model, ModelFiles, load};
 use pelton_serve::{ServeConfig, ServeOutcome, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
-use crate::args::serve::{DtypeArg, IsaArg, ServeArgs};
-use crate::{demo, env, logging};
+use super::checkpoint;
+use crate::args::compute::{DtypeArg, IsaArg};
+use crate::args::serve::ServeArgs;
+use crate::{env, logging};
 
 /// Prints a line for the person who started the server. Nobody has to read it: a closed standard output does not end the server.
 macro_rules! say {
@@ -29,7 +29,7 @@ macro_rules! say {
 }
 
 /// Positions in a KV block: a block of few positions wastes less at a prompt's end and finds more prefixes.
-const BLOCK_TOKENS: u32 = 16;
+pub const BLOCK_TOKENS: u32 = 16;
 
 /// What the fake model says, in bytes, over and over.
 const FAKE_SCRIPT: &str = "The quick brown fox jumps over the lazy dog. ";
@@ -82,14 +82,14 @@ fn check(args: &ServeArgs) -> Result<()> {
         );
     }
     let is_fake = args.model_id.as_deref() == Some("fake");
-    if args.revision.is_some() && (is_fake || args.model_id.is_none()) {
-        bail!("--revision needs --model-id with a hub name");
+    if is_fake || args.model_id.is_none() {
+        checkpoint::check_no_revision(&args.hub)?;
     }
     let computes = [
-        ("--dtype", args.dtype != DtypeArg::Auto),
-        ("--kv-cache-dtype", args.kv_cache_dtype != DtypeArg::Auto),
-        ("--threads", args.threads.is_some()),
-        ("--isa", args.isa != IsaArg::Auto),
+        ("--dtype", args.precision.dtype != DtypeArg::Auto),
+        ("--kv-cache-dtype", args.precision.kv_cache_dtype != DtypeArg::Auto),
+        ("--threads", args.compute.threads.is_some()),
+        ("--isa", args.compute.isa != IsaArg::Auto),
     ];
     if let Some((flag, _)) = computes.into_iter().find(|(_, given)| is_fake && *given) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
@@ -147,54 +147,22 @@ struct Loaded {
 }
 
 fn load_model(args: &ServeArgs) -> Result<Loaded> {
-    match args.model_id.as_deref() {
-        Some("fake") => fake(args),
-        Some(id) => {
-            let directory = find(id, args)?;
-            let files = ModelFiles::directory(directory).with_context(|| format!("cannot load model {id}"))?;
-            from_files(args, &files, id).with_context(|| format!("cannot load model {id}"))
-        }
-        None => from_files(args, &ModelFiles::embedded(demo::FILES), demo::NAME).context("cannot load the demo model"),
+    if args.model_id.as_deref() == Some("fake") {
+        return fake(args);
     }
-}
-
-/// The directory of `id`, downloaded first if it is a hub name.
-fn find(id: &str, args: &ServeArgs) -> Result<std::path::PathBuf> {
-    if Path::new(id).is_dir() {
-        if args.revision.is_some() {
-            bail!("--revision names a revision on the hub, but {id} is a directory");
-        }
-        return Ok(id.into());
-    }
-    let options = HubOptions {
-        revision: args.revision.clone(),
-        token: args.hf_token.clone().or_else(env::hub_token),
-        cache_dir: args.huggingface_hub_cache.clone().unwrap_or_else(env::hub_cache),
-        endpoint: env::hub_endpoint(),
-        offline: args.offline,
-    };
-    hub::fetch(id, &options).with_context(|| format!("cannot find model {id}"))
+    let (files, name) = checkpoint::find(args.model_id.as_deref(), &args.hub)?;
+    from_files(args, &files, &name).with_context(|| format!("cannot load model {name}"))
 }
 
 fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded> {
     let text =
         TextModel::from_files(&|name| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned())))?;
-    let backend = CpuBackend::new(CpuConfig {
-        threads: args.threads.map(usize::from),
-        isa: match args.isa {
-            IsaArg::Auto => IsaChoice::Auto,
-            IsaArg::Scalar => IsaChoice::Scalar,
-            IsaArg::Avx2 => IsaChoice::Avx2,
-            IsaArg::Avx512 => IsaChoice::Avx512,
-            IsaArg::Avx512bf16 => IsaChoice::Avx512Bf16,
-        },
-        pin: false,
-    })?;
+    let backend = CpuBackend::new(args.compute.config())?;
     let device = pelton_backend::Backend::describe(&backend);
     let max_step_rows = args.max_batch_prefill_tokens as usize;
     let options = LoadOptions {
-        dtype: dtype(args.dtype).map_or(DTypeChoice::Auto, DTypeChoice::Exact),
-        kv_dtype: dtype(args.kv_cache_dtype).map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
+        dtype: args.precision.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
+        kv_dtype: args.precision.kv_cache_dtype.exact().map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows,
         max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
@@ -248,19 +216,10 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
     Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
 }
 
-fn dtype(arg: DtypeArg) -> Option<DType> {
-    match arg {
-        DtypeArg::Auto => None,
-        DtypeArg::Float32 => Some(DType::F32),
-        DtypeArg::Bfloat16 => Some(DType::BF16),
-        DtypeArg::Float16 => Some(DType::F16),
-    }
-}
-
 fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
     ServeConfig {
         model_id: name.to_owned(),
-        model_sha: args.revision.clone(),
+        model_sha: args.hub.revision.clone(),
         model_dtype: dtype.to_owned(),
         compute_type: env::compute_type(),
         max_concurrent_requests: args.max_concurrent_requests,

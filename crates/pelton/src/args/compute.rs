@@ -1,0 +1,75 @@
+//! What computes, and in which precision: flags that every command with a model shares.
+
+use clap::{Args, ValueEnum};
+use pelton_backend::DType;
+use pelton_cpu::{CpuConfig, IsaChoice};
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ComputeArgs {
+    /// Threads that compute. Default: one for each core this process may use.
+    #[arg(long, env = "PELTON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    /// Instruction set to compute with; narrower than the machine's for tests and bug reports.
+    #[arg(long, env = "PELTON_ISA", value_enum, default_value_t = IsaArg::Auto)]
+    pub isa: IsaArg,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct PrecisionArgs {
+    /// Precision of the weights in memory. `auto` keeps the checkpoint's; `float32` costs twice the memory and time of the
+    /// 16-bit types and is what checks against references run in.
+    #[arg(long, env = "DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
+    pub dtype: DtypeArg,
+
+    /// Precision of keys and values in the cache. `auto` is bfloat16, and float32 with --dtype float32.
+    #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
+    pub kv_cache_dtype: DtypeArg,
+}
+
+impl ComputeArgs {
+    pub fn config(self) -> CpuConfig {
+        CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: false }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+impl DtypeArg {
+    /// `None`: auto.
+    pub fn exact(self) -> Option<DType> {
+        match self {
+            DtypeArg::Auto => None,
+            DtypeArg::Float32 => Some(DType::F32),
+            DtypeArg::Bfloat16 => Some(DType::BF16),
+            DtypeArg::Float16 => Some(DType::F16),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IsaArg {
+    Auto,
+    Scalar,
+    Avx2,
+    Avx512,
+    Avx512bf16,
+}
+
+impl From<IsaArg> for IsaChoice {
+    fn from(isa: IsaArg) -> Self {
+        match isa {
+            IsaArg::Auto => IsaChoice::Auto,
+            IsaArg::Scalar => IsaChoice::Scalar,
+            IsaArg::Avx2 => IsaChoice::Avx2,
+            IsaArg::Avx512 => IsaChoice::Avx512,
+            IsaArg::Avx512bf16 => IsaChoice::Avx512Bf16,
+        }
+    }
+}

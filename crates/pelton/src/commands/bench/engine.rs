@@ -1,0 +1,194 @@
+//! `pelton bench engine`: loads or makes a model, times its steps, prints a table and writes rows.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use pelton_backend::Backend;
+use pelton_cpu::CpuBackend;
+use pelton_cpu::measure::{CpuFacts, ReadBandwidth};
+use pelton_model::rates::{RatePlan, RateRow, RateSummary, RateTable, Rates};
+use pelton_model::{DTypeChoice, Decoder, KvBudget, KvDTypeChoice, LoadOptions, load, load_random};
+use serde::Serialize;
+
+use super::{command, unix_seconds};
+use crate::args::bench::engine::EngineArgs;
+use crate::commands::checkpoint;
+use crate::commands::serve::BLOCK_TOKENS;
+
+/// Made-up weights are the same every time.
+const WEIGHTS_SEED: u64 = 0;
+
+/// What `--output` holds.
+#[derive(Serialize)]
+struct Report<'a> {
+    pelton_version: &'static str,
+    command: Vec<String>,
+    began_unix_s: u64,
+    cpu: CpuFacts,
+    device: String,
+    model: ModelFacts,
+    plan: &'a RatePlan,
+    rounds: u32,
+    /// Median of passes between the rounds.
+    memory_bytes_per_s: f64,
+    cases: &'a [RateSummary],
+    rows: &'a [RateRow],
+}
+
+#[derive(Serialize)]
+struct ModelFacts {
+    name: String,
+    random_weights: bool,
+    architecture: &'static str,
+    num_parameters: u64,
+    dtype: String,
+    kv_cache_dtype: String,
+    weights_bytes: u64,
+    /// Weights that every step with logits reads.
+    step_weights_bytes: u64,
+    /// Keys and values of one position.
+    position_bytes: u64,
+}
+
+pub fn run(args: &EngineArgs) -> Result<ExitCode> {
+    let began_unix_s = unix_seconds();
+    let numbers = |list: &[u32]| list.iter().map(|&number| number as usize).collect();
+    let plan = RatePlan {
+        batch: numbers(&args.batch),
+        input_tokens: numbers(&args.input_tokens),
+        output_tokens: args.output_tokens as usize,
+        step_tokens: args.max_batch_prefill_tokens as usize,
+    };
+    let mut rates = Rates::new(plan.clone())?;
+    // Opened before the run: a wrong path shall not cost a measurement.
+    let output = match &args.output {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
+            Some((path, BufWriter::new(file)))
+        }
+        None => None,
+    };
+    let cpu = CpuFacts::here();
+    let (mut decoder, name) = decoder(args, &plan)?;
+    let mut bandwidth = ReadBandwidth::new(decoder.backend(), &cpu)?;
+    decoder.fill_kv(plan.num_blocks(BLOCK_TOKENS as usize) as u32)?;
+
+    let bar = progress_bar(args, rates.round_steps());
+    rates.warm_up(&mut decoder)?;
+    for _ in 0..args.rounds {
+        bandwidth.measure(decoder.backend());
+        rates.round(&mut decoder, &mut || bar.inc(1))?;
+    }
+    bandwidth.measure(decoder.backend());
+    bar.finish_and_clear();
+
+    let memory = decoder.plan();
+    let memory_bytes_per_s = bandwidth.bytes_per_s();
+    let cases = rates.summaries(memory, memory_bytes_per_s);
+    let info = decoder.info();
+    let report = Report {
+        pelton_version: env!("CARGO_PKG_VERSION"),
+        command: command(std::env::args()),
+        began_unix_s,
+        cpu,
+        device: decoder.backend().describe(),
+        model: ModelFacts {
+            name,
+            random_weights: args.random_weights.is_some(),
+            architecture: info.architecture,
+            num_parameters: info.num_parameters,
+            dtype: info.dtype.to_string(),
+            kv_cache_dtype: info.kv_dtype.to_string(),
+            weights_bytes: memory.weights_bytes,
+            step_weights_bytes: memory.step_weights_bytes(),
+            position_bytes: memory.position_bytes(),
+        },
+        plan: &plan,
+        rounds: args.rounds,
+        memory_bytes_per_s,
+        cases: &cases,
+        rows: rates.rows(),
+    };
+    // A reader that has seen enough (`| head`) is no error.
+    let _ = print(&report);
+    if let Some((path, mut file)) = output {
+        serde_json::to_writer(&mut file, &report)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| Ok(file.write_all(b"\n").and_then(|()| file.flush())?))
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The model to measure, with room for what `plan` needs, and its name.
+fn decoder(args: &EngineArgs, plan: &RatePlan) -> Result<(Decoder<CpuBackend>, String)> {
+    if args.model_id.as_deref() == Some("fake") {
+        bail!("--model-id fake computes nothing that could be measured: name a checkpoint, or leave it out");
+    }
+    let backend = CpuBackend::new(args.compute.config())?;
+    let options = LoadOptions {
+        dtype: args.precision.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
+        kv_dtype: args.precision.kv_cache_dtype.exact().map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
+        block_tokens: BLOCK_TOKENS as usize,
+        max_step_rows: plan.max_step_rows(),
+        max_logit_rows: plan.max_batch(),
+        // Input and output tokens together.
+        max_positions: Some(plan.max_positions()),
+        kv_budget: KvBudget::Tokens(plan.num_blocks(BLOCK_TOKENS as usize) * BLOCK_TOKENS as usize),
+        show_progress: !args.quiet,
+    };
+    let room = format!("with room for {} sequences of {} tokens", plan.max_batch(), plan.max_positions());
+    match &args.random_weights {
+        Some(shape) => {
+            checkpoint::check_no_revision(&args.hub)?;
+            let decoder = load_random(shape, WEIGHTS_SEED, backend, &options)
+                .with_context(|| format!("cannot make {} {room}", shape.name))?;
+            Ok((decoder, shape.name.to_owned()))
+        }
+        None => {
+            let (files, name) = checkpoint::find(args.model_id.as_deref(), &args.hub)?;
+            let decoder =
+                load(&files, backend, &options).with_context(|| format!("cannot load model {name} {room}"))?;
+            Ok((decoder, name))
+        }
+    }
+}
+
+fn progress_bar(args: &EngineArgs, round_steps: usize) -> ProgressBar {
+    if args.quiet {
+        return ProgressBar::hidden();
+    }
+    // Drawn on standard error, and only when that is a terminal.
+    let bar = ProgressBar::new(u64::from(args.rounds) * round_steps as u64);
+    if let Ok(style) =
+        ProgressStyle::with_template("measuring [{bar:32}] {pos} of {len} steps, {elapsed} (about {eta} more)")
+    {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn print(report: &Report<'_>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let Report { model, plan, .. } = report;
+    let weights = if model.random_weights { "made-up weights" } else { "its weights" };
+    writeln!(
+        out,
+        "model     {}, {:.1} million parameters, {weights} in {}, keys and values in {}",
+        model.name,
+        model.num_parameters as f64 / 1e6,
+        model.dtype,
+        model.kv_cache_dtype
+    )?;
+    writeln!(out, "machine   {}; {}", report.cpu.model, report.device)?;
+    writeln!(out, "memory    {:.1} GB/s read", report.memory_bytes_per_s / 1e9)?;
+    writeln!(
+        out,
+        "plan      {} rounds, prefill in steps of {} tokens, {} decode steps a round\n",
+        report.rounds, plan.step_tokens, plan.output_tokens
+    )?;
+    write!(out, "{}", RateTable(report.cases))
+}

@@ -1,0 +1,45 @@
+//! Where a model's files are: in a directory, on the hub, or in this binary.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use pelton_model::ModelFiles;
+use pelton_model::hub::{self, HubOptions};
+
+use crate::args::hub::HubArgs;
+use crate::{demo, env};
+
+/// Files and name of the model that `id` names, downloaded first if that is a hub name; of the demo model without it.
+pub fn find(id: Option<&str>, args: &HubArgs) -> Result<(ModelFiles, String)> {
+    let Some(id) = id else {
+        check_no_revision(args)?;
+        return Ok((ModelFiles::embedded(demo::FILES), demo::NAME.to_owned()));
+    };
+    let files = ModelFiles::directory(directory(id, args)?).with_context(|| format!("cannot load model {id}"))?;
+    Ok((files, id.to_owned()))
+}
+
+/// Refuses a revision where no hub model is named.
+pub fn check_no_revision(args: &HubArgs) -> Result<()> {
+    if args.revision.is_some() {
+        bail!("--revision needs --model-id with a hub name");
+    }
+    Ok(())
+}
+
+fn directory(id: &str, args: &HubArgs) -> Result<PathBuf> {
+    if Path::new(id).is_dir() {
+        if args.revision.is_some() {
+            bail!("--revision names a revision on the hub, but {id} is a directory");
+        }
+        return Ok(id.into());
+    }
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        token: args.hf_token.clone().or_else(env::hub_token),
+        cache_dir: args.huggingface_hub_cache.clone().unwrap_or_else(env::hub_cache),
+        endpoint: env::hub_endpoint(),
+        offline: args.offline,
+    };
+    hub::fetch(id, &options).with_context(|| format!("cannot find model {id}"))
+}
