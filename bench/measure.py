@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what docs/measurements.md tells, on this machine, and keeps the raw rows. Nothing else should run meanwhile.
 
-    cargo build --release && cargo build --release -p pelton-cpu --example linear_speed
+    cargo build --release
     python3 bench/random_checkpoint.py tinyllama-1.1b /tmp/tinyllama
     python3 bench/measure.py --checkpoint /tmp/tinyllama --out bench/runs/NAME
 
@@ -62,6 +62,14 @@ def peak_bytes(pid: int) -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()).group(1))
 
 
+def kernels(args: argparse.Namespace) -> None:
+    """What the machine gives, and each kernel's share of it."""
+    report = subprocess.run([PELTON, "kernels", "--json"], check=True, stdout=subprocess.PIPE).stdout
+    (args.out / "kernels.json").write_bytes(report)
+    for row in json.loads(report)["kernels"]:
+        print(f"{row['kernel']:>8} {row['size']}, {row['rows']} rows: {row['share']:.2f} of {row['bound']}", flush=True)
+
+
 def sizes(args: argparse.Namespace, name: str, model: list[str], load: dict[int, int]) -> None:
     """512 tokens in, 128 out, at each number of users; `load` says how many requests."""
     for users, requests in load.items():
@@ -108,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     cases = {
-        "kernels": lambda: subprocess.run([RELEASE / "examples" / "linear_speed"], check=True),
+        "kernels": lambda: kernels(args),
         "loading": lambda: loading(args),
         "fake": lambda: own_cost(args),
         "demo": lambda: sizes(args, "demo", [], {1: 8, 8: 48, 32: 128}),
