@@ -18,4 +18,4 @@ pub use batch::{BlockId, Span, StepBatch, TokenId};
 pub use error::BackendError;
 pub use host::{DType, HostTensor};
 pub use spec::{Act, AttendSpec, KvSpec, MemoryReport, RmsNorm, RopeSpec};
-pub use weight::DenseWeight;
+pub use weight::{DenseWeight, WeightFormat};

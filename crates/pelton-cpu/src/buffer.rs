@@ -20,6 +20,10 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 
 // SAFETY: every bit pattern is a float.
 unsafe impl Plain for f32 {}
+// SAFETY: every bit pattern is a number.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for f16 {}
 // SAFETY: a transparent u16.

@@ -89,6 +89,19 @@ pub(crate) struct Avx512(());
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512Bf16(Avx512);
 
+/// Proof that AVX-512 VNNI may be used beside [`Avx512`]; only [`Isa::int8`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512Vnni(Avx512);
+
+/// What multiplies int8 numbers. Results are the same bits on each, so this needs no choice by name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Int8Isa {
+    Scalar(Scalar),
+    Avx2(Avx2),
+    Avx512(Avx512),
+    Avx512Vnni(Avx512Vnni),
+}
+
 /// The instruction set chosen at start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Isa {
@@ -136,6 +149,18 @@ impl Isa {
         }
     }
 
+    /// The best for int8 that goes with this set on this CPU.
+    pub(crate) fn int8(self) -> Int8Isa {
+        match self {
+            Self::Scalar(isa) => Int8Isa::Scalar(isa),
+            Self::Avx2(isa) => Int8Isa::Avx2(isa),
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) if is_x86_feature_detected!("avx512vnni") => {
+                Int8Isa::Avx512Vnni(Avx512Vnni(isa))
+            }
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => Int8Isa::Avx512(isa),
+        }
+    }
+
     /// Runs `kernel` in code compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {
@@ -161,13 +186,54 @@ pub(crate) trait Task<I> {
     fn run(self, isa: I);
 }
 
-impl Avx512Bf16 {
-    /// Runs `kernel` in code compiled for AVX-512 BF16.
-    pub(crate) fn run<K: Task<Self>>(self, kernel: K) {
-        // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
-        unsafe { run_avx512bf16(self, kernel) }
-    }
+/// A proof value of one instruction set.
+pub(crate) trait Proof: Sized {
+    /// Runs `task` in code compiled for that set.
+    fn run<T: Task<Self>>(self, task: T);
+}
 
+impl Proof for Scalar {
+    fn run<T: Task<Self>>(self, task: T) {
+        task.run(self);
+    }
+}
+
+impl Proof for Avx2 {
+    fn run<T: Task<Self>>(self, task: T) {
+        // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
+        unsafe { task_avx2(self, task) }
+    }
+}
+
+impl Proof for Avx512 {
+    fn run<T: Task<Self>>(self, task: T) {
+        // SAFETY: as above.
+        unsafe { task_avx512(self, task) }
+    }
+}
+
+impl Proof for Avx512Vnni {
+    fn run<T: Task<Self>>(self, task: T) {
+        // SAFETY: as above.
+        unsafe { task_avx512vnni(self, task) }
+    }
+}
+
+impl Proof for Avx512Bf16 {
+    fn run<T: Task<Self>>(self, task: T) {
+        // SAFETY: as above.
+        unsafe { task_avx512bf16(self, task) }
+    }
+}
+
+impl Avx512Vnni {
+    /// What it implies.
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+}
+
+impl Avx512Bf16 {
     /// What it implies.
     pub(crate) fn avx512(self) -> Avx512 {
         self.0
@@ -185,8 +251,23 @@ fn run_avx512<K: Kernel>(isa: Avx512, kernel: K) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn run_avx512bf16<K: Task<Avx512Bf16>>(isa: Avx512Bf16, kernel: K) {
-    kernel.run(isa);
+fn task_avx512bf16<T: Task<Avx512Bf16>>(isa: Avx512Bf16, task: T) {
+    task.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn task_avx512vnni<T: Task<Avx512Vnni>>(isa: Avx512Vnni, task: T) {
+    task.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+fn task_avx512<T: Task<Avx512>>(isa: Avx512, task: T) {
+    task.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn task_avx2<T: Task<Avx2>>(isa: Avx2, task: T) {
+    task.run(isa);
 }
 
 #[cfg(test)]

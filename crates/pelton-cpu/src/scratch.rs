@@ -60,6 +60,12 @@ impl Scratch {
         &mut self.floats[..len]
     }
 
+    pub(crate) fn words_and_floats(&mut self, words: usize, floats: usize) -> (&mut [u32], &mut [f32]) {
+        self.words(words);
+        self.floats(floats);
+        (&mut self.words[..words], &mut self.floats[..floats])
+    }
+
     pub(crate) fn words(&mut self, len: usize) -> &mut [u32] {
         if self.words.len() < len {
             self.words.resize(len, 0);

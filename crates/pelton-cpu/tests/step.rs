@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pelton_backend::{
     Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvSpec, RmsNorm, RopeSpec, StepBatch, TokenId,
+    WeightFormat,
 };
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 
@@ -44,6 +45,13 @@ const QKV: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 const BLOCK_TOKENS: usize = 16;
 const MAX_ROWS: usize = 64;
 
+const FORMATS: [WeightFormat; 4] = [
+    WeightFormat::Dense(DType::F32),
+    WeightFormat::Dense(DType::F16),
+    WeightFormat::Dense(DType::BF16),
+    WeightFormat::Int8,
+];
+
 /// One block of a decoder over random weights, with every operation there is.
 struct Decoder {
     backend: CpuBackend,
@@ -63,13 +71,13 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(isa: IsaChoice, threads: usize, dtype: DType) -> Self {
+    fn new(isa: IsaChoice, threads: usize, format: WeightFormat) -> Self {
         let backend = CpuBackend::new(CpuConfig { threads: Some(threads), isa, pin: false }).unwrap();
         let mut rng = fastrand::Rng::with_seed(7);
         let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.f32() - 0.5).collect() };
         let mut linear = |out: usize, k: usize| {
             let tensor = HostTensor::from_f32(vec![out, k], &numbers(out * k));
-            backend.pack(&[DenseWeight::new(tensor, dtype).unwrap()]).unwrap()
+            backend.pack(&[DenseWeight::new(tensor, format).unwrap()]).unwrap()
         };
         let (table, qkv, output) = (linear(VOCAB, HIDDEN), linear(QKV, HIDDEN), linear(HIDDEN, HEADS * HEAD_DIM));
         let (gate_up, down) = (linear(2 * INNER, HIDDEN), linear(HIDDEN, INNER));
@@ -77,6 +85,10 @@ impl Decoder {
         let qkv_bias = param(&numbers(QKV));
         let norm = RmsNorm { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
         let angles = param(&numbers(512 * HEAD_DIM));
+        let dtype = match format {
+            WeightFormat::Dense(dtype) => dtype,
+            WeightFormat::Int8 => DType::BF16,
+        };
         let spec =
             KvSpec { num_layers: 1, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, block_tokens: BLOCK_TOKENS, dtype };
         let kv = backend.kv_cache(&spec, 16).unwrap();
@@ -130,19 +142,19 @@ fn batches() -> Vec<StepBatch> {
 #[test]
 fn results_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
     let _turn = TURN.lock();
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for format in FORMATS {
         let run = |isa, threads| -> Vec<u32> {
-            let mut decoder = Decoder::new(isa, threads, dtype);
+            let mut decoder = Decoder::new(isa, threads, format);
             let batches = batches();
             batches.iter().flat_map(|batch| decoder.forward(batch).to_vec()).map(f32::to_bits).collect()
         };
         let expected = run(IsaChoice::Scalar, 1);
         for isa in IsaChoice::NAMED.into_iter().filter(|isa| isa.missing().is_empty()) {
             // This one rounds rows where weights are bfloat16: its own results, but on any number of threads.
-            let own = isa == IsaChoice::Avx512Bf16 && dtype == DType::BF16;
+            let own = isa == IsaChoice::Avx512Bf16 && format == DType::BF16.into();
             let expected = if own { &run(isa, 1) } else { &expected };
             for threads in [1, 2, 3] {
-                assert!(run(isa, threads) == *expected, "{isa} on {threads} threads in {dtype}");
+                assert!(run(isa, threads) == *expected, "{isa} on {threads} threads in {format}");
             }
         }
     }
@@ -152,8 +164,8 @@ fn results_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
 fn a_decode_step_allocates_nothing() {
     let _turn = TURN.lock();
     for isa in IsaChoice::NAMED.into_iter().filter(|isa| isa.missing().is_empty()) {
-        for dtype in [DType::F32, DType::BF16] {
-            let mut decoder = Decoder::new(isa, 2, dtype);
+        for format in FORMATS {
+            let mut decoder = Decoder::new(isa, 2, format);
             let batches = batches();
             let (warm, counted) = batches.split_at(3);
             for batch in warm {
@@ -163,7 +175,7 @@ fn a_decode_step_allocates_nothing() {
             for batch in counted {
                 decoder.forward(batch);
             }
-            assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{isa} in {dtype}");
+            assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{isa} in {format}");
         }
     }
 }

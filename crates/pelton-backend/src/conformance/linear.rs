@@ -1,9 +1,7 @@
 //! Linears: every stored precision, one to several hundred rows, joined parts, biases.
 
-use super::{Numbers, Precision, Source, assert_close, assert_same_bits, read, rounded, tolerance};
-use crate::{Backend, DType, DenseWeight, HostTensor};
-
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+use super::{FORMATS, Numbers, Precision, Source, assert_close, assert_same_bits, kept, read, tolerance};
+use crate::{Backend, DType, DenseWeight, HostTensor, WeightFormat};
 
 /// Input features around register, lane and cache block sizes.
 const K: [usize; 18] = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300];
@@ -18,8 +16,12 @@ const MAX_COMPARED: usize = 600;
 /// Results match the reference.
 pub fn linear<B: Backend>(backend: &B, precision: Precision) {
     let mut seed = 0;
-    for stored_as in DTYPES {
-        let rows_as = if stored_as == DType::BF16 { precision.rows_for_bf16_weights } else { DType::F32 };
+    for stored_as in FORMATS {
+        let rows_as = match stored_as {
+            WeightFormat::Dense(DType::BF16) => precision.rows_for_bf16_weights.into(),
+            WeightFormat::Dense(_) => DType::F32.into(),
+            WeightFormat::Int8 => WeightFormat::Int8,
+        };
         let shapes = (K.into_iter().map(|k| [7, 70, k]))
             .chain(N.into_iter().flat_map(|n| [[2, n, 33], [13, n, 34]]))
             .chain(M.into_iter().map(|m| [m, 66, 131]));
@@ -35,8 +37,8 @@ pub fn linear<B: Backend>(backend: &B, precision: Precision) {
 struct Case {
     /// Rows, output features, input features.
     shape: [usize; 3],
-    stored_as: DType,
-    rows_as: DType,
+    stored_as: WeightFormat,
+    rows_as: WeightFormat,
     /// Odd seeds have a bias.
     seed: u64,
 }
@@ -59,8 +61,8 @@ fn compare<B: Backend>(backend: &B, case: Case) {
     for i in (0..m * n).step_by(stride) {
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         let (mut expected, mut magnitude) = (0.0, 0.0);
-        for (&x, &w) in x.iter().zip(w) {
-            let product = f64::from(rounded(x, rows_as)) * f64::from(rounded(w, stored_as));
+        for (x, w) in kept(x, rows_as).into_iter().zip(kept(w, stored_as)) {
+            let product = x * w;
             expected += product;
             magnitude += product.abs();
         }
@@ -79,7 +81,7 @@ fn joined_parts_are_one_matrix<B: Backend>(backend: &B) {
     let (a, b, c) = (numbers.take(63 * k, 1.0), numbers.take(k, 1.0), numbers.take(70 * k, 1.0));
     let whole = [a.as_slice(), &b, &c].concat();
     let rows = Source::new(backend, &numbers.take(m * k, 1.0), k).rows(0..m);
-    for stored_as in DTYPES {
+    for stored_as in FORMATS {
         let results = [
             pack(backend, &[(&whole, 134)], k, stored_as),
             pack(backend, &[(&a, 63), (&b, 1), (&c, 70)], k, stored_as),
@@ -96,7 +98,7 @@ fn joined_parts_are_one_matrix<B: Backend>(backend: &B) {
 /// A row's result has the same bits alone and among any number of other rows.
 pub fn linear_is_batch_invariant<B: Backend>(backend: &B) {
     for (n, k) in [(65, 131), (200, 64), (16, 300)] {
-        for stored_as in DTYPES {
+        for stored_as in FORMATS {
             let mut numbers = Numbers(n as u64);
             let max_rows = 200;
             let packed = pack(backend, &[(&numbers.take(n * k, 1.0), n)], k, stored_as);
@@ -121,7 +123,7 @@ pub fn linear_is_batch_invariant<B: Backend>(backend: &B) {
     }
 }
 
-fn pack<B: Backend>(backend: &B, parts: &[(&[f32], usize)], k: usize, stored_as: DType) -> B::Linear {
+fn pack<B: Backend>(backend: &B, parts: &[(&[f32], usize)], k: usize, stored_as: WeightFormat) -> B::Linear {
     let parts: Vec<DenseWeight<'_>> = parts
         .iter()
         .map(|(values, n)| DenseWeight::new(HostTensor::from_f32(vec![*n, k], values), stored_as).expect("a matrix"))

@@ -15,7 +15,15 @@ pub use attention::{attention, attention_is_batch_invariant};
 pub use linear::{linear, linear_is_batch_invariant};
 pub use pointwise::{add_norm, embed, gate, norm, pointwise_is_batch_invariant, rope, take_rows};
 
-use crate::{Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, StepBatch, TokenId};
+use crate::{Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, StepBatch, TokenId, WeightFormat};
+
+/// Every format that a matrix can be kept in.
+const FORMATS: [WeightFormat; 4] = [
+    WeightFormat::Dense(DType::F32),
+    WeightFormat::Dense(DType::F16),
+    WeightFormat::Dense(DType::BF16),
+    WeightFormat::Int8,
+];
 
 /// Precision that a backend states for its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +122,18 @@ fn rounded(x: f32, dtype: DType) -> f32 {
         DType::F32 => x,
         DType::F16 => half::f16::from_f32(x).to_f32(),
         DType::BF16 => half::bf16::from_f32(x).to_f32(),
+    }
+}
+
+/// Numbers of one row, or of one output feature, as they are kept in `format`.
+fn kept(numbers: &[f32], format: WeightFormat) -> Vec<f64> {
+    match format {
+        WeightFormat::Dense(dtype) => numbers.iter().map(|&x| f64::from(rounded(x, dtype))).collect(),
+        WeightFormat::Int8 => {
+            let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let code = |x: f32| f64::from((x * (127.0 / largest)).round_ties_even());
+            numbers.iter().map(|&x| code(x) * f64::from(largest) / 127.0).collect()
+        }
     }
 }
 

@@ -16,6 +16,11 @@ pub(super) fn linear(k: usize, magnitude: f64) -> f64 {
     (2 * k + 2) as f64 * U * magnitude + k as f64 * UNDERFLOW
 }
 
+/// `code * scale` with result `y`: the scale and the product are rounded.
+pub(super) fn scaled_code(y: f64) -> f64 {
+    2.0 * U * y.abs()
+}
+
 /// An RMS norm of `cols` columns with result `y`. The sum of squares is relatively off by `cols * U`, its root by half of that; mean,
 /// epsilon, root, reciprocal and two products round six times.
 pub(super) fn norm(cols: usize, y: f64) -> f64 {

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use pelton_backend::TokenId;
 
-use super::linear::{Element, PANEL, PackedLinear, Panels, panel_len};
+use super::linear::{Element, Int8Panels, PANEL, PackedLinear, Panels, panel_len};
 use crate::plan::rows_per_piece;
 use crate::pool::Pool;
 
@@ -14,10 +14,31 @@ pub(crate) fn embed(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, ou
         Panels::F32(panels) => gather::<f32>(pool, token_ids, table, panels.as_slice(), out),
         Panels::F16(panels) => gather::<f16>(pool, token_ids, table, panels.as_slice(), out),
         Panels::Bf16(panels) => gather::<bf16>(pool, token_ids, table, panels.as_slice(), out),
+        Panels::Int8(panels) => gather_int8(pool, token_ids, table, panels, out),
     }
 }
 
 fn gather<T: Element>(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &[T], out: &mut [f32]) {
+    let panel_len = panel_len(table.in_features);
+    each_row(pool, token_ids, table, out, |id, k| panels[id / PANEL * panel_len + T::offset(k, id % PANEL)].widen());
+}
+
+fn gather_int8(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &Int8Panels, out: &mut [f32]) {
+    let panel_len = Int8Panels::panel_len(table.in_features);
+    let (codes, scales) = (panels.codes.as_slice(), panels.scales.as_slice());
+    each_row(pool, token_ids, table, out, |id, k| {
+        f32::from(codes[id / PANEL * panel_len + Int8Panels::offset(k, id % PANEL)]) * scales[id]
+    });
+}
+
+/// `out[r][k] = element(token_ids[r], k)`.
+fn each_row(
+    pool: &Pool,
+    token_ids: &[TokenId],
+    table: &PackedLinear,
+    out: &mut [f32],
+    element: impl Fn(usize, usize) -> f32 + Sync,
+) {
     let cols = table.in_features;
     assert_eq!(out.len(), token_ids.len() * cols, "embedded rows have {cols} columns");
     // A gathered number costs about as much as eight that are read in order.
@@ -26,9 +47,8 @@ fn gather<T: Element>(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, 
         for (out, &TokenId(id)) in out.chunks_exact_mut(cols).zip(&token_ids[index * rows..]) {
             let id = id as usize;
             assert!(id < table.out_features, "token {id} is not in a table of {}", table.out_features);
-            let panel = &panels[id / PANEL * panel_len(cols)..][..panel_len(cols)];
             for (k, value) in out.iter_mut().enumerate() {
-                *value = panel[T::offset(k, id % PANEL)].widen();
+                *value = element(id, k);
             }
         }
     });

@@ -5,14 +5,12 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::words::{WordKernel, Words};
-use super::{Linear, rows, tile_rows};
+use super::{Linear, Place, rows, tile_rows};
 use crate::buffer::Buffer;
-use crate::isa::{Avx512, Avx512Bf16, Task};
+use crate::isa::{Avx512, Avx512Bf16, Proof, Task};
 use crate::lanes::Lanes;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
-
-use super::Place;
 
 /// Computes `out`; sizes were checked by [`super::linear`].
 pub(super) fn linear(

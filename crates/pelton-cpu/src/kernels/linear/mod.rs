@@ -3,16 +3,31 @@
 //! Output features lie in lanes; each output element is one chain of fused multiply-adds in the order of `k`, begun with the bias.
 //! Cutting rows, columns or `k` (sums then rest in `out` as the same f32) changes no bit, so a row's result depends on nothing but
 //! the row; and it is the same on every instruction set but AVX-512 BF16, which rounds rows to bf16 and adds products in pairs
-//! (the same pairs for any number of rows).
+//! (the same pairs for any number of rows). Weights in int8 have arithmetic of their own, in integers ([`int8`]).
 //!
 //! A unit of work is some panels of 32 output features times a chunk of rows:
 //!
 //! - rows that fit one register tile pass over each panel once, from end to end of `k`, with their sums in registers: the kernel runs
 //!   at the speed of memory;
-//! - of more rows, all tiles of a chunk pass over [`BLOCK_K`] input features of a panel, which stay in the nearest cache, before the
-//!   next come; with many tiles they are widened to f32 once, with few in registers on their way.
+//! - of more rows, all tiles of a chunk pass over [`BLOCK_K`] input features of a panel, which stay in a near cache, before the next
+//!   come.
+//!
+//! What was tried on two cores of a Cascade Lake Xeon (2.5 GHz, 307 GFLOP/s in registers while neighbours are quiet), bf16,
+//! `[5632, 2048]`, versions taking turns in one run, median and best tenth in GFLOP/s:
+//!
+//! | version | 48 rows | 128 rows | 512 rows |
+//! | --- | --- | --- | --- |
+//! | panels of 64, tiles of 6 rows, blocks of 256 features widened to f32 (best runs of another day) | 86 | 135 | 135 |
+//! | panels of 32, tiles of 12 rows, widened, chunks of 192 rows | 125 / 161 | 136 / 173 | 168 / 173 |
+//! | the same, chunks of 96 rows | 125 / 162 | 138 / 171 | 146 / 180 |
+//! | not widened but converted in registers, chunks of 192 rows | 136 / 169 | 138 / 186 | 152 / 186 |
+//! | the same, chunks of 96 rows | 137 / 171 | 148 / 180 | 156 / 196 |
+//! | the same, blocks of 512 features | 133 / 163 | 146 / 180 | 153 / 187 |
+//!
+//! Converting costs 4 of 52 vector instructions of a step, less than the widened block costs the caches.
 
 mod bf16;
+mod int8;
 mod pack;
 mod rows;
 mod tile;
@@ -24,20 +39,17 @@ use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 
 pub use pack::PackedLinear;
-pub(crate) use pack::{Element, PANEL, Panels, panel_len};
+pub(crate) use pack::{Element, Int8Panels, PANEL, Panels, panel_len};
 use tile::{PanelElement, TileArgs, tile};
 
-/// Input features of a panel that all tiles of a chunk pass over before the next come; even. Widened, they are 32 KiB.
+/// Input features of a panel that all tiles of a chunk pass over before the next come; even. 16 KiB of a 16-bit panel.
 const BLOCK_K: usize = 256;
 
-/// Rows of a chunk: with [`BLOCK_K`] features they are 192 KiB, which stay in the second cache.
-const CHUNK_ROWS: usize = 192;
+/// Rows of a chunk: with [`BLOCK_K`] features they are 96 KiB, which stay in the second cache.
+const CHUNK_ROWS: usize = 96;
 
 /// Rows that are laid out at once; it bounds working memory. More are computed in several passes over the weights.
-const PASS_ROWS: usize = 4 * CHUNK_ROWS;
-
-/// Fewest rows of a chunk that are worth widening a block for.
-const MIN_WIDENED_ROWS: usize = 48;
+const PASS_ROWS: usize = 8 * CHUNK_ROWS;
 
 /// Most panels of a unit.
 const MAX_UNIT_PANELS: usize = 8;
@@ -61,6 +73,7 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear
         let args = Linear { x, num_rows: x.len() / k, ..*args };
         let out = SharedMut::new(out);
         match (isa, &args.weights.panels) {
+            (_, Panels::Int8(weights)) => int8::linear(isa, pool, scratches, &args, weights, out),
             (Isa::Avx512Bf16(isa), Panels::Bf16(panels)) => bf16::linear(isa, pool, scratches, &args, panels, out),
             _ => pass(isa, pool, scratches, &args, out),
         }
@@ -82,12 +95,7 @@ fn pass(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear<'_>, out: Sh
         }
     };
     let units = Units::new(pool.threads(), num_rows, tile_rows, CHUNK_ROWS, args.weights.out_features);
-    scratches.reserve_floats(BLOCK_K * PANEL);
-    pool.run(units.count(), |worker, unit| {
-        let mut scratch = scratches.of(worker);
-        let block = scratch.floats(BLOCK_K * PANEL);
-        isa.run(Unit { args, tiles, tile_rows, place: units.place(unit), block, out });
-    });
+    pool.run(units.count(), |_, unit| isa.run(Unit { args, tiles, tile_rows, place: units.place(unit), out }));
 }
 
 /// Rows laid out side by side: those of the largest tile, or of the smallest that holds them all.
@@ -152,8 +160,6 @@ struct Unit<'a> {
     tiles: &'a [f32],
     tile_rows: usize,
     place: Place,
-    /// Room for a widened block.
-    block: &'a mut [f32],
     out: SharedMut<'a, f32>,
 }
 
@@ -164,6 +170,7 @@ impl Kernel for Unit<'_> {
             Panels::F32(panels) => self.run_on(isa, panels.as_slice()),
             Panels::F16(panels) => self.run_on(isa, panels.as_slice()),
             Panels::Bf16(panels) => self.run_on(isa, panels.as_slice()),
+            Panels::Int8(_) => unreachable!("int8 weights have a pass of their own"),
         }
     }
 }
@@ -175,7 +182,6 @@ impl Unit<'_> {
         let tile_rows = self.tile_rows;
         let (k, n) = (self.args.weights.in_features, self.args.weights.out_features);
         let panel_len = panel_len(k);
-        let widened = rows.len() >= MIN_WIDENED_ROWS;
         let stretch = if rows.len() <= tile_rows { k } else { BLOCK_K };
         for first_k in (0..k).step_by(stretch) {
             let block_k = stretch.min(k - first_k);
@@ -187,12 +193,7 @@ impl Unit<'_> {
                     None => ZEROS.as_ptr(),
                 };
                 // A stretch is even, so in every layout this is where it begins.
-                let narrow = panels[panel * panel_len..][..panel_len].as_ptr().wrapping_add(first_k * PANEL);
-                let wide = match widened {
-                    // SAFETY: the panel holds `block_k` features from here on.
-                    true => unsafe { T::block(isa, narrow, block_k, self.block) },
-                    false => std::ptr::null(),
-                };
+                let weights = panels[panel * panel_len..][..panel_len].as_ptr().wrapping_add(first_k * PANEL);
                 for first_row in rows.clone().step_by(tile_rows) {
                     // SAFETY: this unit alone reads and writes these rows of these columns, through this pointer only.
                     let out = unsafe { self.out.at(first_row * n + first_column) };
@@ -200,7 +201,7 @@ impl Unit<'_> {
                     let args = TileArgs {
                         x: self.tiles[first_row * k + first_k * tile_rows..].as_ptr(),
                         x_stride: tile_rows,
-                        weights: narrow,
+                        weights,
                         k: block_k,
                         start,
                         start_stride,
@@ -208,19 +209,9 @@ impl Unit<'_> {
                         out_stride: n,
                         rows: tile_rows.min(rows.end - first_row),
                         columns,
-                        // The block that comes next, asked for once.
-                        ahead: match widened && first_row == rows.start {
-                            true => narrow.wrapping_add(panel_len).cast(),
-                            false => std::ptr::null(),
-                        },
                     };
                     // SAFETY: so many rows from `first_row` on, `block_k` features of each and of the panel.
-                    unsafe {
-                        match widened {
-                            true => panel_tile(isa, args.on(wide)),
-                            false => panel_tile(isa, args),
-                        }
-                    }
+                    unsafe { panel_tile(isa, args) };
                 }
             }
         }

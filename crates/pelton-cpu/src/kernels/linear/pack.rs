@@ -5,16 +5,19 @@
 //! ```text
 //! f32, f16:  [panel][k][32]
 //! bf16:      [panel][k / 2][32][2]     pairs of input features lie together
+//! int8:      [panel][k / 4][32][4]     with a scale and the sum of codes for each column
 //! ```
 //!
-//! `k` is rounded up to even. A pair of bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the
+//! `k` is rounded up to even (to a multiple of four in int8). A pair of bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the
 //! BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
-use pelton_backend::{BackendError, DType, DenseWeight, HostTensor};
+use pelton_backend::{BackendError, DType, DenseWeight, HostTensor, WeightFormat};
 
 use crate::buffer::{Buffer, Plain};
-use crate::pool::Pool;
+use crate::pool::{Pool, SharedMut};
+
+use super::int8;
 
 /// Output features of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -34,6 +37,27 @@ pub(crate) enum Panels {
     F32(Buffer<f32>),
     F16(Buffer<f16>),
     Bf16(Buffer<bf16>),
+    Int8(Int8Panels),
+}
+
+/// Codes, and what belongs to each column; columns that fill up the last panel have zeros.
+pub(crate) struct Int8Panels {
+    pub codes: Buffer<i8>,
+    pub scales: Buffer<f32>,
+    /// Sum of the column's codes.
+    pub code_sums: Buffer<i32>,
+}
+
+impl Int8Panels {
+    /// Where `(k, column)` lies in its panel.
+    pub fn offset(k: usize, column: usize) -> usize {
+        (k / int8::STEP * PANEL + column) * int8::STEP + k % int8::STEP
+    }
+
+    /// Codes of one panel.
+    pub fn panel_len(in_features: usize) -> usize {
+        in_features.next_multiple_of(int8::STEP) * PANEL
+    }
 }
 
 /// An element type of panels.
@@ -143,9 +167,10 @@ impl PackedLinear {
         }
         let out_features = parts.iter().map(DenseWeight::out_features).sum();
         let panels = match stored_as {
-            DType::F32 => Panels::F32(pack(pool, parts)?),
-            DType::F16 => Panels::F16(pack(pool, parts)?),
-            DType::BF16 => Panels::Bf16(pack(pool, parts)?),
+            WeightFormat::Dense(DType::F32) => Panels::F32(pack(pool, parts)?),
+            WeightFormat::Dense(DType::F16) => Panels::F16(pack(pool, parts)?),
+            WeightFormat::Dense(DType::BF16) => Panels::Bf16(pack(pool, parts)?),
+            WeightFormat::Int8 => Panels::Int8(pack_int8(pool, parts)?),
         };
         Ok(Self { out_features, in_features, panels })
     }
@@ -179,6 +204,42 @@ fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>,
         }
     });
     Ok(packed)
+}
+
+fn pack_int8(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Int8Panels, BackendError> {
+    let in_features = parts[0].in_features();
+    if in_features > int8::MAX_IN_FEATURES {
+        return Err(BackendError::Unsupported(format!(
+            "an int8 weight with {in_features} input features: at most {} can be summed",
+            int8::MAX_IN_FEATURES
+        )));
+    }
+    let out_features: usize = parts.iter().map(DenseWeight::out_features).sum();
+    let panel_len = Int8Panels::panel_len(in_features);
+    let num_panels = out_features.div_ceil(PANEL);
+    let mut codes = Buffer::<i8>::new("a linear weight", num_panels.saturating_mul(panel_len))?;
+    let mut scales = Buffer::<f32>::new("scales of a linear weight", num_panels * PANEL)?;
+    let mut code_sums = Buffer::<i32>::new("sums of a linear weight", num_panels * PANEL)?;
+    let (scales_out, sums_out) = (SharedMut::new(scales.as_mut_slice()), SharedMut::new(code_sums.as_mut_slice()));
+    pool.run_pieces(codes.as_mut_slice(), panel_len, |_, panel, codes| {
+        // SAFETY: panels have columns of their own.
+        let (scales, sums) = unsafe { (scales_out.slice(panel * PANEL, PANEL), sums_out.slice(panel * PANEL, PANEL)) };
+        let mut values = vec![0.0; in_features];
+        for column in 0..PANEL.min(out_features - panel * PANEL) {
+            let (part, row) = part_of(parts, panel * PANEL + column);
+            part.tensor().read_f32(row * in_features, &mut values);
+            let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let scale = int8::quantise(largest);
+            // Zero, or not a number where one of the weights is not finite.
+            scales[column] = scale.scale + values.iter().map(|x| x * 0.0).sum::<f32>();
+            for (k, &x) in values.iter().enumerate() {
+                let code = scale.code(x);
+                codes[Int8Panels::offset(k, column)] = code;
+                sums[column] += i32::from(code);
+            }
+        }
+    });
+    Ok(Int8Panels { codes, scales, code_sums })
 }
 
 /// Elements from `first` on: as they are where the file has the wanted precision, else rounded. At most [`STRIP`].
@@ -232,6 +293,7 @@ mod tests {
                             Panels::F32(panels) => panels.as_slice()[at + f32::offset(k, row % PANEL)],
                             Panels::F16(panels) => panels.as_slice()[at + f16::offset(k, row % PANEL)].widen(),
                             Panels::Bf16(panels) => panels.as_slice()[at + bf16::offset(k, row % PANEL)].widen(),
+                            Panels::Int8(_) => unreachable!("not asked for"),
                         };
                         assert_eq!(found, value(row, k), "row {row}, k {k}");
                     }

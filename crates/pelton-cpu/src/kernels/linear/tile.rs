@@ -24,15 +24,7 @@ pub(super) struct TileArgs<T> {
     pub rows: usize,
     /// Columns that exist, likewise.
     pub columns: usize,
-    /// Weights that will be wanted next, or null: asked for while this tile computes, [`AHEAD`] cache lines by pair of features.
-    pub ahead: *const f32,
 }
-
-/// Cache lines that a pair of input features takes in a 16-bit panel.
-const AHEAD: usize = 2;
-
-/// Floats in a cache line.
-const LINE: usize = 16;
 
 impl<T> Clone for TileArgs<T> {
     fn clone(&self) -> Self {
@@ -43,13 +35,6 @@ impl<T> Clone for TileArgs<T> {
 impl<T> Copy for TileArgs<T> {}
 
 impl<T> TileArgs<T> {
-    /// The same on other weights.
-    #[inline(always)]
-    pub fn on(self, weights: *const f32) -> TileArgs<f32> {
-        let Self { x, x_stride, k, start, start_stride, out, out_stride, rows, columns, ahead, .. } = self;
-        TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns, ahead }
-    }
-
     /// The same for one row, number `row`.
     #[inline(always)]
     pub fn row(self, row: usize) -> Self {
@@ -70,26 +55,6 @@ pub(super) trait PanelElement: Element {
     /// # Safety
     /// `p` points to a panel (at a column that is a multiple of 16 and at an even input feature) with at least `pair + 1` pairs.
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, pair: usize) -> (L::V, L::V);
-
-    /// `k` input features (rounded up to even) of a panel in f32, `[k][PANEL]`: where they are, or widened into `room`.
-    ///
-    /// # Safety
-    /// The panel has these features from `weights` on.
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(isa: L, weights: *const Self, k: usize, room: &mut [f32]) -> *const f32 {
-        assert!(room.len() >= k.next_multiple_of(2) * PANEL);
-        for pair in 0..k.div_ceil(2) {
-            for c in 0..PANEL / LANES {
-                // SAFETY: the pair is in the panel (caller) and in `room` (asserted).
-                unsafe {
-                    let (even, odd) = Self::load_pair(isa, weights.add(Self::offset(0, c * LANES)), pair);
-                    isa.store(room.as_mut_ptr().add(2 * pair * PANEL + c * LANES), even);
-                    isa.store(room.as_mut_ptr().add((2 * pair + 1) * PANEL + c * LANES), odd);
-                }
-            }
-        }
-        room.as_ptr()
-    }
 }
 
 impl PanelElement for f32 {
@@ -97,11 +62,6 @@ impl PanelElement for f32 {
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, pair: usize) -> (L::V, L::V) {
         // SAFETY: both features are in the panel, by the caller's promise.
         unsafe { (isa.load(p.add(2 * pair * PANEL)), isa.load(p.add((2 * pair + 1) * PANEL))) }
-    }
-
-    #[inline(always)]
-    unsafe fn block<L: Lanes>(_isa: L, weights: *const f32, _k: usize, _room: &mut [f32]) -> *const f32 {
-        weights
     }
 }
 
@@ -129,7 +89,7 @@ impl PanelElement for bf16 {
 /// `columns` elements in `start` (readable) and `out` (writable, written by nobody else). Zero rows of `start_stride` may coincide.
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
-    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns, ahead } = args;
+    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns } = args;
     let mut sums = [[isa.splat(0.0); C]; R];
     let whole = columns == C * LANES;
     for r in 0..R {
@@ -145,11 +105,6 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
     // SAFETY: where it is called, row `r < R` is in the tile and `k` within this stretch.
     let x_at = |r: usize, k: usize| unsafe { *x.add(k * x_stride + r) };
     for pair in 0..k / 2 {
-        if !ahead.is_null() {
-            for line in 0..AHEAD {
-                isa.prefetch(ahead.wrapping_add((pair * AHEAD + line) * LINE));
-            }
-        }
         let mut even = [isa.splat(0.0); C];
         let mut odd = [isa.splat(0.0); C];
         for c in 0..C {

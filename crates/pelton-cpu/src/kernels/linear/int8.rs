@@ -1,0 +1,470 @@
+//! The linear with int8 weights: rows are quantised on the fly, products are summed as integers, scales come in at the end.
+//!
+//! ```text
+//! out[r][c] = (sum over k of q_x[r][k] * q_w[c][k]) * (scale_x[r] * scale_w[c]) + bias[c]
+//! ```
+//!
+//! [`quantise`] defines codes and scales of rows and weights alike. Sums are exact, so every instruction set gives the same bits,
+//! whatever the number of rows. A row or column with a number that is not finite gives NaN.
+
+use std::arch::x86_64::*;
+
+use super::pack::Int8Panels;
+use super::words::{WordKernel, Words};
+use super::{Linear, Place, rows, tile_rows};
+use crate::isa::{Avx2, Avx512, Avx512Vnni, Int8Isa, Isa, Kernel, Proof, Scalar, Task};
+use crate::lanes::{LANES, Lanes};
+use crate::pool::{Pool, SharedMut};
+use crate::scratch::Scratches;
+
+/// Input features in a word.
+pub(super) const STEP: usize = 4;
+
+/// Most input features: products of magnitude `255 * 128` cannot overflow their sum.
+pub(super) const MAX_IN_FEATURES: usize = 65_536;
+
+/// Added to a float below 2^22, it leaves the nearest integer (ties to even) in the lowest bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Numbers whose largest is below this become zeros: the reciprocal of their scale would overflow.
+const SMALLEST: f32 = 1e-36;
+
+/// Code and scale of numbers of which `largest` is the largest magnitude: `code = round(x * inverse)` to nearest even, in
+/// `-127..=127`, and `x` is about `code * scale`.
+pub(super) fn quantise(largest: f32) -> Scale {
+    if largest < SMALLEST {
+        return Scale { scale: 0.0, inverse: 0.0 };
+    }
+    Scale { scale: largest / 127.0, inverse: 127.0 / largest }
+}
+
+/// See [`quantise`].
+pub(super) struct Scale {
+    pub scale: f32,
+    inverse: f32,
+}
+
+impl Scale {
+    pub fn code(&self, x: f32) -> i8 {
+        (x * self.inverse + ROUND).to_bits() as i8
+    }
+}
+
+/// Computes `out`; sizes were checked by [`super::linear`].
+pub(super) fn linear(
+    isa: Isa,
+    pool: &Pool,
+    scratches: &Scratches,
+    args: &Linear<'_>,
+    weights: &Int8Panels,
+    out: SharedMut<'_, f32>,
+) {
+    let call = Call { isa, pool, scratches, args, weights, out };
+    match isa.int8() {
+        Int8Isa::Scalar(dot) => call.compute(dot),
+        Int8Isa::Avx2(dot) => call.compute(dot),
+        Int8Isa::Avx512(dot) => call.compute(dot),
+        Int8Isa::Avx512Vnni(dot) => call.compute(dot),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    isa: Isa,
+    pool: &'a Pool,
+    scratches: &'a Scratches,
+    args: &'a Linear<'a>,
+    weights: &'a Int8Panels,
+    out: SharedMut<'a, f32>,
+}
+
+impl Call<'_> {
+    fn compute<D: Dot + Proof>(self, dot: D) {
+        let Self { isa, pool, args, weights, out, .. } = self;
+        let (num_rows, k) = (args.num_rows, args.weights.in_features);
+        let steps = k.div_ceil(STEP);
+        let tile_rows = tile_rows(D::Lanes::TILES, num_rows);
+        let tile_len = rows::packed_len(tile_rows, steps, tile_rows);
+        let mut shared = self.scratches.shared();
+        let (words, scales) =
+            shared.words_and_floats(rows::packed_len(num_rows, steps, tile_rows) * D::WORDS, num_rows);
+        let tiles = D::words(words);
+        let shared_scales = SharedMut::new(scales);
+        pool.run_pieces(tiles, tile_len, |_, tile, words| {
+            let first_row = tile * tile_rows;
+            let rows = tile_rows.min(num_rows - first_row);
+            // SAFETY: tiles have rows of their own.
+            let scales = unsafe { shared_scales.slice(first_row, rows) };
+            isa.run(QuantiseTile::<D> { x: &args.x[first_row * k..][..rows * k], k, tile_rows, words, scales });
+        });
+        let kernel = Int8 { dot, row_scales: scales, weights };
+        let words = Words { args, tiles, steps, panels: weights.codes.bytes(), out, kernel };
+        words.compute(pool, |place| dot.run(Unit { words: &words, place }));
+    }
+}
+
+struct Unit<'w, 'a, D: Dot> {
+    words: &'w Words<'a, Int8<'a, D>>,
+    place: Place,
+}
+
+impl<D: Dot> Task<D> for Unit<'_, '_, D> {
+    #[inline(always)]
+    fn run(self, _isa: D) {
+        self.words.unit(self.place);
+    }
+}
+
+/// One tile of rows into words.
+struct QuantiseTile<'a, D: Dot> {
+    x: &'a [f32],
+    k: usize,
+    tile_rows: usize,
+    words: &'a mut [D::Word],
+    scales: &'a mut [f32],
+}
+
+impl<D: Dot> Kernel for QuantiseTile<'_, D> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, isa: L) {
+        let zero = isa.splat(0.0);
+        for (row, (x, place)) in self.x.chunks_exact(self.k).zip(self.scales).enumerate() {
+            let (mut largest, mut finite) = (zero, zero);
+            for at in (0..self.k).step_by(LANES) {
+                let v = isa.read(x, at);
+                largest = isa.max(isa.max(isa.sub(zero, v), v), largest);
+                // Zero, or not a number where `v` is not finite.
+                finite = isa.fma(v, zero, finite);
+            }
+            let scale = quantise(isa.largest(largest));
+            *place = scale.scale + isa.sum(finite);
+            for at in (0..self.k).step_by(LANES) {
+                let scaled = isa.mul(isa.read(x, at), isa.splat(scale.inverse));
+                let codes = isa.to_array(isa.add(scaled, isa.splat(ROUND))).map(|x| x.to_bits() as i8);
+                let (codes, _) = codes.as_chunks::<STEP>();
+                let first = at / STEP;
+                let steps = codes.len().min(self.k.div_ceil(STEP) - first);
+                for (step, &codes) in codes[..steps].iter().enumerate() {
+                    self.words[(first + step) * self.tile_rows + row] = D::word(codes);
+                }
+            }
+        }
+    }
+}
+
+/// Products of four codes each, by instruction set.
+trait Dot: Copy + Sync {
+    type Lanes: Lanes;
+    /// Four codes of a row as the instruction wants them.
+    type Word: Copy + Send + Sync + 'static;
+    /// Sums of sixteen columns.
+    type Sums: Copy;
+    /// `u32` in a word.
+    const WORDS: usize;
+    /// See [`WordKernel::ROWS`].
+    const ROWS: usize;
+
+    fn lanes(self) -> Self::Lanes;
+    fn words(memory: &mut [u32]) -> &mut [Self::Word];
+    fn word(codes: [i8; STEP]) -> Self::Word;
+    fn zero(self) -> Self::Sums;
+
+    /// # Safety
+    /// 64 readable bytes at `weights`: four codes for each of sixteen columns.
+    unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
+
+    /// The sums as floats. `code_sums` are those of the columns' weights.
+    fn floats(self, sums: Self::Sums, code_sums: &[i32; LANES]) -> <Self::Lanes as Lanes>::V;
+}
+
+#[derive(Clone, Copy)]
+struct Int8<'a, D> {
+    dot: D,
+    row_scales: &'a [f32],
+    weights: &'a Int8Panels,
+}
+
+impl<D: Dot> WordKernel for Int8<'_, D> {
+    type Lanes = D::Lanes;
+    type Word = D::Word;
+    type Sums = D::Sums;
+    const ROWS: usize = D::ROWS;
+
+    #[inline(always)]
+    fn lanes(self) -> D::Lanes {
+        self.dot.lanes()
+    }
+
+    #[inline(always)]
+    fn zero(self) -> D::Sums {
+        self.dot.zero()
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, sums: D::Sums, x: D::Word, weights: *const u8) -> D::Sums {
+        // SAFETY: the caller's promise.
+        unsafe { self.dot.add(sums, x, weights) }
+    }
+
+    #[inline(always)]
+    fn finish(self, sums: D::Sums, row: usize, column: usize, bias: <D::Lanes as Lanes>::V) -> <D::Lanes as Lanes>::V {
+        let lanes = self.dot.lanes();
+        let (code_sums, _) = self.weights.code_sums.as_slice()[column..].as_chunks::<LANES>();
+        let products = self.dot.floats(sums, &code_sums[0]);
+        let scales = lanes.read(self.weights.scales.as_slice(), column);
+        lanes.fma(products, lanes.mul(scales, lanes.splat(self.row_scales[row])), bias)
+    }
+}
+
+impl Dot for Scalar {
+    type Lanes = Scalar;
+    type Word = u32;
+    type Sums = [i32; LANES];
+    const WORDS: usize = 1;
+    const ROWS: usize = 2;
+
+    fn lanes(self) -> Scalar {
+        self
+    }
+
+    fn words(memory: &mut [u32]) -> &mut [u32] {
+        memory
+    }
+
+    fn word(codes: [i8; STEP]) -> u32 {
+        u32::from_le_bytes(codes.map(|code| code as u8))
+    }
+
+    fn zero(self) -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    unsafe fn add(self, mut sums: [i32; LANES], x: u32, weights: *const u8) -> [i32; LANES] {
+        // SAFETY: 64 bytes, the caller's promise.
+        let weights = unsafe { &*weights.cast::<[[u8; STEP]; LANES]>() };
+        for (sum, weights) in sums.iter_mut().zip(weights) {
+            for (x, &w) in x.to_le_bytes().into_iter().zip(weights) {
+                *sum += i32::from(x as i8) * i32::from(w as i8);
+            }
+        }
+        sums
+    }
+
+    fn floats(self, sums: [i32; LANES], _code_sums: &[i32; LANES]) -> [f32; LANES] {
+        sums.map(|sum| sum as f32)
+    }
+}
+
+/// Codes widened to 16 bits; each instruction multiplies and adds them in pairs, so a column has two sums.
+impl Dot for Avx2 {
+    type Lanes = Avx2;
+    type Word = [u32; 2];
+    type Sums = [__m256i; 4];
+    const WORDS: usize = 2;
+    const ROWS: usize = 2;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self
+    }
+
+    fn words(memory: &mut [u32]) -> &mut [[u32; 2]] {
+        memory.as_chunks_mut().0
+    }
+
+    #[inline(always)]
+    fn word(codes: [i8; STEP]) -> [u32; 2] {
+        wide_word(codes)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> [__m256i; 4] {
+        // SAFETY: `self` proves AVX2.
+        [unsafe { _mm256_setzero_si256() }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, mut sums: [__m256i; 4], x: [u32; 2], weights: *const u8) -> [__m256i; 4] {
+        // SAFETY: `self` proves AVX2; 64 bytes are there, by the caller's promise.
+        unsafe {
+            let x = _mm256_set1_epi64x(wide_bits(x));
+            for (quarter, sums) in sums.iter_mut().enumerate() {
+                let weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(16 * quarter).cast()));
+                *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(weights, x));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(self, sums: [__m256i; 4], _code_sums: &[i32; LANES]) -> <Avx2 as Lanes>::V {
+        // SAFETY: integers are plain bits.
+        let sums = unsafe { std::mem::transmute::<[__m256i; 4], [[i32; 2]; LANES]>(sums) };
+        self.read(&sums.map(|[a, b]| (a + b) as f32), 0)
+    }
+}
+
+/// As for AVX2, in wider registers.
+impl Dot for Avx512 {
+    type Lanes = Avx512;
+    type Word = [u32; 2];
+    type Sums = [__m512i; 2];
+    const WORDS: usize = 2;
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self
+    }
+
+    fn words(memory: &mut [u32]) -> &mut [[u32; 2]] {
+        memory.as_chunks_mut().0
+    }
+
+    #[inline(always)]
+    fn word(codes: [i8; STEP]) -> [u32; 2] {
+        wide_word(codes)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> [__m512i; 2] {
+        // SAFETY: `self` proves AVX-512 F.
+        [unsafe { _mm512_setzero_si512() }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, mut sums: [__m512i; 2], x: [u32; 2], weights: *const u8) -> [__m512i; 2] {
+        // SAFETY: `self` proves AVX-512 F and BW; 64 bytes are there, by the caller's promise.
+        unsafe {
+            let x = _mm512_set1_epi64(wide_bits(x));
+            for (half, sums) in sums.iter_mut().enumerate() {
+                let weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256(weights.add(32 * half).cast()));
+                *sums = _mm512_add_epi32(*sums, _mm512_madd_epi16(weights, x));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(self, sums: [__m512i; 2], _code_sums: &[i32; LANES]) -> __m512 {
+        // SAFETY: integers are plain bits.
+        let sums = unsafe { std::mem::transmute::<[__m512i; 2], [[i32; 2]; LANES]>(sums) };
+        self.read(&sums.map(|[a, b]| (a + b) as f32), 0)
+    }
+}
+
+/// The instruction takes rows without sign: codes are moved up by 128, and 128 times the sum of the weights is taken off again.
+impl Dot for Avx512Vnni {
+    type Lanes = Avx512;
+    type Word = u32;
+    type Sums = __m512i;
+    const WORDS: usize = 1;
+    const ROWS: usize = 12;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.avx512()
+    }
+
+    fn words(memory: &mut [u32]) -> &mut [u32] {
+        memory
+    }
+
+    #[inline(always)]
+    fn word(codes: [i8; STEP]) -> u32 {
+        u32::from_le_bytes(codes.map(|code| code as u8)) ^ 0x8080_8080
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, sums: __m512i, x: u32, weights: *const u8) -> __m512i {
+        // SAFETY: `self` proves AVX-512 VNNI; 64 bytes are there, by the caller's promise.
+        unsafe { _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(x as i32), _mm512_loadu_si512(weights.cast())) }
+    }
+
+    #[inline(always)]
+    fn floats(self, sums: __m512i, code_sums: &[i32; LANES]) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F; sixteen integers are there.
+        unsafe {
+            let moved = _mm512_slli_epi32::<7>(_mm512_loadu_si512(code_sums.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, moved))
+        }
+    }
+}
+
+/// Four codes as 16-bit numbers.
+#[inline(always)]
+fn wide_word(codes: [i8; STEP]) -> [u32; 2] {
+    let [a, b, c, d] = codes.map(|code| u32::from(i16::from(code) as u16));
+    [b << 16 | a, d << 16 | c]
+}
+
+#[inline(always)]
+fn wide_bits([low, high]: [u32; 2]) -> i64 {
+    (u64::from(high) << 32 | u64::from(low)) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use pelton_backend::{DenseWeight, HostTensor, WeightFormat};
+
+    use super::super::{Linear, PackedLinear, linear};
+    use super::*;
+    use crate::isa::IsaChoice;
+
+    /// `[rows, 3]` times a weight of 40 output features, on every instruction set.
+    fn each_result(x: &[f32], w: &[f32], check: impl Fn(&[f32])) {
+        let pool = Pool::new(1, &[]).unwrap();
+        let scratches = Scratches::new(1);
+        let weight = DenseWeight::new(HostTensor::from_f32(vec![40, 3], w), WeightFormat::Int8).unwrap();
+        let weights = PackedLinear::new(&pool, &[weight]).unwrap();
+        for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
+            let mut out = vec![0.0; x.len() / 3 * 40];
+            let args = Linear { x, weights: &weights, bias: None, num_rows: x.len() / 3 };
+            linear(isa, &pool, &scratches, &args, &mut out);
+            check(&out);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_makes_its_row_or_column_no_number() {
+        let x = [1.0, f32::INFINITY, 0.0, 1.0, 2.0, 3.0, f32::NAN, 0.0, 0.0];
+        let mut w = [0.5; 120];
+        (w[10], w[62]) = (f32::NAN, f32::NEG_INFINITY);
+        each_result(&x, &w, |out| {
+            for (i, y) in out.iter().enumerate() {
+                let (row, column) = (i / 40, i % 40);
+                assert_eq!(y.is_nan(), row != 1 || column == 3 || column == 20, "row {row}, column {column}: {y}");
+            }
+        });
+    }
+
+    #[test]
+    fn scales_may_be_extreme() {
+        let mut w = [1e30f32; 120];
+        w[..60].fill(1e-30);
+        each_result(&[3e8, -1e8, 0.0, 1e-40, 1e-40, 1e-40, 0.0, -0.0, 0.0], &w, |out| {
+            for column in 0..20 {
+                assert!((out[column] / 2e-22 - 1.0).abs() < 0.02, "{}", out[column]);
+                assert!(out[column + 20].is_infinite() || out[column + 20] > 1e38);
+            }
+            assert!(out[40..].iter().all(|&y| y == 0.0), "denormal and zero rows are zeros");
+        });
+    }
+
+    #[test]
+    fn codes_round_to_nearest_even_within_127() {
+        let scale = quantise(127.0);
+        for (x, code) in [(0.5, 0), (1.5, 2), (-2.5, -2), (127.0, 127), (-127.0, -127), (126.4, 126), (-0.6, -1)] {
+            assert_eq!(scale.code(x), code, "{x}");
+        }
+        for largest in [1e-36, 0.1, 3.3, 1e30, f32::MAX] {
+            assert_eq!((quantise(largest).code(largest), quantise(largest).code(-largest)), (127, -127), "{largest:e}");
+        }
+    }
+}
