@@ -308,8 +308,8 @@ impl fmt::Display for RateTable<'_> {
         writeln!(f)?;
         writeln!(
             f,
-            "{:<10}{:>14}{:>7}{:>14}{:>14}{:>9}{:>14}{:>18}",
-            "decode", "context tokens", "batch", "ms a step", "tokens/s", "samples", "MB a step", "of memory reading"
+            "{:<10}{:>14}{:>7}{:>14}{:>14}{:>9}{:>14}{:>17}",
+            "decode", "context tokens", "batch", "ms a step", "tokens/s", "samples", "MB a step", "share of memory"
         )?;
         for summary in self.0 {
             if let RateCase::Decode { batch, input_tokens } = summary.case {
@@ -318,7 +318,7 @@ impl fmt::Display for RateTable<'_> {
                 let share = format!("{:.0} %", 100.0 * summary.bandwidth_share.unwrap_or(0.0));
                 writeln!(
                     f,
-                    "{:<10}{input_tokens:>14}{batch:>7}{time_ms:>14.2}{tokens_per_s:>14.1}{samples:>9}{megabytes:>14.1}{share:>18}",
+                    "{:<10}{input_tokens:>14}{batch:>7}{time_ms:>14.2}{tokens_per_s:>14.1}{samples:>9}{megabytes:>14.1}{share:>17}",
                     ""
                 )?;
             }

@@ -53,7 +53,7 @@ fn kernels_are_measured_and_told_to_machines() {
 #[test]
 fn kernels_are_measured_and_told_to_people() {
     let text = printed(&["kernels", "--quick", "--duration", "10ms", "--threads", "1"]);
-    for part in ["1 thread", "flags", "memory", "GB/s", "linear", "256 x 256 f16", "prefill, 256 tokens", "share"] {
+    for part in ["1 thread", "flags", "memory", "GB/s", "linear", "256 x 256 int8", "prefill, 256 tokens", "share"] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
 }
@@ -68,7 +68,7 @@ fn the_demo_model_is_measured_without_a_server() {
         &["--dtype", "float32", "--output", file.to_str().expect("a path")],
     ];
     let text = printed(&arguments.concat());
-    for part in ["pelton-demo", "float32", "prefill", "decode", "tokens/s", "of memory reading"] {
+    for part in ["pelton-demo", "float32", "prefill", "decode", "tokens/s", "share of memory"] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
     let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use half::bf16;
 use pelton_backend::{
     Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvSpec, RmsNorm, RopeSpec,
-    StepBatch, TokenId,
+    StepBatch, TokenId, WeightFormat,
 };
 
 use super::Extent;
@@ -18,45 +18,20 @@ use super::roofline::{Need, Source, Unit};
 use crate::isa::Isa;
 use crate::{CpuBackend, KvCache, PackedLinear, Rows, Step};
 
-/// A way to store weights. A new one is a line here and an arm in each function below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WeightFormat {
-    F32,
-    F16,
-    Bf16,
-}
+/// Ways to keep weights.
+const FORMATS: [WeightFormat; 4] = [
+    WeightFormat::Dense(DType::F32),
+    WeightFormat::Dense(DType::F16),
+    WeightFormat::Dense(DType::BF16),
+    WeightFormat::Int8,
+];
 
-const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16];
-
-impl WeightFormat {
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// Bytes of one packed matrix `[n, k]`.
-    fn bytes(self, n: usize, k: usize) -> usize {
-        match self {
-            Self::F32 => 4 * n * k,
-            Self::F16 | Self::Bf16 => 2 * n * k,
-        }
-    }
-
-    /// What multiplies.
-    fn unit(self, isa: Isa) -> Unit {
-        if self == Self::Bf16 && matches!(isa, Isa::Avx512Bf16(_)) { Unit::Bf16 } else { Unit::F32 }
-    }
-
-    fn pack(self, backend: &CpuBackend, matrix: HostTensor<'_>) -> Result<PackedLinear, BackendError> {
-        let stored_as = match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        };
-        backend.pack(&[DenseWeight::new(matrix, stored_as)?])
+/// What multiplies weights kept in `format`.
+fn unit(format: WeightFormat, isa: Isa) -> Unit {
+    match (format, isa) {
+        (WeightFormat::Dense(DType::BF16), Isa::Avx512Bf16(_)) => Unit::Bf16,
+        (WeightFormat::Dense(_), _) => Unit::F32,
+        (WeightFormat::Int8, _) => Unit::Int8,
     }
 }
 
@@ -110,6 +85,9 @@ const HEADS: AttendSpec = AttendSpec { num_heads: 32, num_kv_heads: 4, head_dim:
 /// Columns of a row of queries, keys and values.
 const QKV_COLS: usize = (HEADS.num_heads + 2 * HEADS.num_kv_heads) * HEADS.head_dim;
 
+/// Precision of keys and values.
+const KV_DTYPE: DType = DType::BF16;
+
 /// Positions in a KV block.
 const BLOCK_TOKENS: usize = 16;
 
@@ -159,15 +137,16 @@ fn linears(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result<V
         out: Rc<RefCell<Rows>>,
     }
     let max_rows = sizes.linear_rows.iter().copied().max().unwrap_or(1);
-    let together: usize =
-        sizes.linears.iter().flat_map(|&[n, k]| FORMATS.map(|format| format.bytes(n, k))).sum::<usize>().max(1);
-    let num_copies = uncached_bytes.div_ceil(together as u64).max(1);
+    let bytes = |format: WeightFormat, n: usize, k: usize| format.matrix_bytes(n as u64, k as u64);
+    let together: u64 = sizes.linears.iter().flat_map(|&[n, k]| FORMATS.map(|format| bytes(format, n, k))).sum();
+    let num_copies = uncached_bytes.div_ceil(together.max(1)).max(1);
     let mut matrices = Vec::new();
     for &[n, k] in sizes.linears {
-        let bytes = made_up_matrix(n, k);
+        let numbers = made_up_matrix(n, k);
         let out = Rc::new(RefCell::new(backend.rows(max_rows, n)?));
         for format in FORMATS {
-            let pack = |_| format.pack(backend, HostTensor::new(DType::BF16, vec![n, k], &bytes[..])?);
+            let matrix = HostTensor::new(DType::BF16, vec![n, k], &numbers[..])?;
+            let pack = |_| backend.pack(&[DenseWeight::new(matrix.clone(), format)?]);
             let copies = (0..num_copies).map(pack).collect::<Result<Vec<_>, _>>()?;
             matrices.push(Matrix { n, k, format, copies: Rc::new(copies), out: Rc::clone(&out) });
         }
@@ -181,14 +160,14 @@ fn linears(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result<V
             let mut turn = 0;
             cases.push(Case {
                 kernel: "linear",
-                size: format!("{n} x {k} {}", format.name()),
+                size: format!("{n} x {k} {format}"),
                 rows,
                 need: Need {
                     // Weights alone: activations come from a cache.
-                    bytes: format.bytes(n, k) as f64,
+                    bytes: bytes(format, n, k) as f64,
                     source: Source::Memory,
                     operations: 2.0 * (rows * n * k) as f64,
-                    unit: format.unit(backend.isa),
+                    unit: unit(format, backend.isa),
                 },
                 run: Box::new(move |backend| {
                     backend.linear(&x, &copies[turn % copies.len()], None, &mut out.borrow_mut());
@@ -208,7 +187,7 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
         num_kv_heads: HEADS.num_kv_heads,
         head_dim: HEADS.head_dim,
         block_tokens: BLOCK_TOKENS,
-        dtype: DType::BF16,
+        dtype: KV_DTYPE,
     };
     let num_blocks = max_sequences * sequence_blocks;
     let layer_bytes = (kv_spec(1).block_bytes() * num_blocks) as u64;
@@ -237,7 +216,7 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
         let mut turn = 0;
         cases.push(Case {
             kernel: "attend",
-            size: format!("decode, {sequences} x {} tokens, KV bf16", sizes.context),
+            size: format!("decode, {sequences} x {} tokens, KV {}", sizes.context, KV_DTYPE),
             rows: sequences,
             need: attention_need(sequences * sizes.context, sequences * sizes.context),
             run: Box::new(move |backend| {
@@ -256,7 +235,7 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
     let mut out = backend.rows(rows, HEADS.num_heads * HEADS.head_dim)?;
     cases.push(Case {
         kernel: "attend",
-        size: format!("prefill, {rows} tokens, KV bf16"),
+        size: format!("prefill, {rows} tokens, KV {KV_DTYPE}"),
         rows,
         need: attention_need(rows, rows * (rows + 1) / 2),
         run: Box::new(move |backend| backend.attend(&step, &qkv, &mut kv.borrow_mut(), 0, &HEADS, &mut out)),
@@ -264,10 +243,10 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
     Ok(cases)
 }
 
-/// Attention that reads `read` positions of bf16 keys and values, where rows and positions make `pairs`.
+/// Attention that reads `read` positions of keys and values, where rows and positions make `pairs`.
 fn attention_need(read: usize, pairs: usize) -> Need {
     Need {
-        bytes: (read * 2 * HEADS.num_kv_heads * HEADS.head_dim * DType::BF16.size_bytes()) as f64,
+        bytes: (read * 2 * HEADS.num_kv_heads * HEADS.head_dim * KV_DTYPE.size_bytes()) as f64,
         source: Source::Memory,
         // A score and a share of a value: two multiply-adds for each column of each query head.
         operations: (pairs * 4 * HEADS.num_heads * HEADS.head_dim) as f64,
@@ -305,7 +284,7 @@ fn pointwise(backend: &CpuBackend, sizes: &Sizes) -> Result<Vec<Case>, BackendEr
     let vocab = sizes.linears.iter().map(|&[n, _]| n).max().unwrap_or(hidden);
     let table_bytes = made_up_matrix(vocab, hidden);
     let table = HostTensor::new(DType::BF16, vec![vocab, hidden], &table_bytes[..])?;
-    let table = Rc::new(WeightFormat::Bf16.pack(backend, table)?);
+    let table = Rc::new(backend.pack(&[DenseWeight::new(table, DType::BF16)?])?);
     let in_cache =
         |floats: usize| Need { bytes: 4.0 * floats as f64, source: Source::Cache, operations: 0.0, unit: Unit::F32 };
     let mut cases = Vec::new();
@@ -375,7 +354,7 @@ fn pointwise(backend: &CpuBackend, sizes: &Sizes) -> Result<Vec<Case>, BackendEr
         let mut turn = 0;
         cases.push(Case {
             kernel: "embed",
-            size: format!("{vocab} x {hidden} bf16"),
+            size: format!("{vocab} x {hidden} {}", DType::BF16),
             rows,
             need: Need { source: Source::Memory, bytes: 2.0 * (rows * hidden) as f64, ..in_cache(0) },
             run: Box::new(move |backend| {

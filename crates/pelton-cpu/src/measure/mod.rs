@@ -263,7 +263,7 @@ mod tests {
             assert!(row.share > 0.0 && row.share < 100.0, "{row:?}");
         }
         let text = report.to_string();
-        assert!(text.contains("256 x 704 bf16") && text.contains("sizes that sit in caches"), "{text}");
+        assert!(text.contains("256 x 704 int8") && text.contains("sizes that sit in caches"), "{text}");
     }
 
     #[test]

@@ -185,8 +185,7 @@ impl Kernel for Read<'_> {
                 *sum = isa.add(*sum, isa.read(step, i * LANES));
             }
         }
-        let sum = sums.into_iter().fold(isa.splat(0.0), |all, sum| isa.add(all, sum));
-        black_box(isa.sum(sum));
+        black_box(total(isa, sums));
     }
 }
 
@@ -214,18 +213,23 @@ fn multiply_add<L: Lanes, const CHAINS: usize>(isa: L) {
             *sum = isa.fma(*sum, factor, factor);
         }
     }
-    black_box(sums.map(|sum| isa.sum(sum)));
+    black_box(total(isa, sums));
+}
+
+/// A loop rather than a closure: that would be compiled without the instruction set.
+#[inline(always)]
+fn total<L: Lanes, const N: usize>(isa: L, sums: [L::V; N]) -> f32 {
+    let mut all = isa.splat(0.0);
+    for sum in sums {
+        all = isa.add(all, sum);
+    }
+    isa.sum(all)
 }
 
 /// Operations of [`Fma`]: as many chains as [`Fma`] has on `isa`.
 fn f32_operations(isa: Isa) -> usize {
-    let chains = if is_wide(isa) { WIDE_CHAINS } else { NARROW_CHAINS };
+    let chains = if isa.tiles().wide { WIDE_CHAINS } else { NARROW_CHAINS };
     2 * LANES * chains * CHAIN_LENGTH
-}
-
-/// Whether vectors are those of AVX-512.
-fn is_wide(isa: Isa) -> bool {
-    !matches!(isa, Isa::Scalar(_) | Isa::Avx2(_))
 }
 
 /// Independent chains of dot products.
@@ -243,7 +247,7 @@ enum Int8Unit {
 impl Int8Unit {
     /// The one as wide as the vectors of `isa`.
     fn detect(isa: Isa) -> Option<Self> {
-        let wide = is_wide(isa) && is_x86_feature_detected!("avx512vnni");
+        let wide = isa.tiles().wide && is_x86_feature_detected!("avx512vnni");
         let narrow = !matches!(isa, Isa::Scalar(_)) && is_x86_feature_detected!("avxvnni");
         if wide { Some(Self::Avx512Vnni) } else { narrow.then_some(Self::AvxVnni) }
     }

@@ -34,6 +34,7 @@ pub(super) enum Source {
 pub(super) enum Unit {
     F32,
     Bf16,
+    Int8,
 }
 
 /// The least that an operation moves and computes.
@@ -57,6 +58,8 @@ pub enum Bound {
     F32,
     /// bf16 dot products.
     Bf16,
+    /// int8 dot products.
+    Int8,
 }
 
 impl Bound {
@@ -67,7 +70,13 @@ impl Bound {
             Self::Cache => "cache",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
+    }
+
+    /// What is counted, per second.
+    pub(super) fn operations(self) -> &'static str {
+        if self == Self::Int8 { "OP/s" } else { "FLOP/s" }
     }
 
     /// Whether bytes are what counts.
@@ -83,10 +92,13 @@ impl Need {
             Source::Memory => (Bound::Memory, limits.memory_bytes_per_s),
             Source::Cache => (Bound::Cache, limits.cache_bytes_per_s),
         };
-        let (unit, per_s) = match (self.unit, limits.bf16_per_s) {
-            (Unit::Bf16, Some(per_s)) => (Bound::Bf16, per_s),
-            (Unit::Bf16, None) | (Unit::F32, _) => (Bound::F32, limits.f32_per_s),
-        };
+        // Without dot products bytes are multiplied and added as wider integers, at the pace of floats.
+        let (unit, per_s) = match self.unit {
+            Unit::F32 => None,
+            Unit::Bf16 => limits.bf16_per_s.map(|per_s| (Bound::Bf16, per_s)),
+            Unit::Int8 => limits.int8_per_s.map(|per_s| (Bound::Int8, per_s)),
+        }
+        .unwrap_or((Bound::F32, limits.f32_per_s));
         let (moving, computing) = (self.bytes / bytes_per_s, self.operations / per_s);
         if moving >= computing { (source, moving) } else { (unit, computing) }
     }
@@ -117,6 +129,9 @@ mod tests {
         assert_eq!(need(Source::Cache, 1e9, Unit::F32).bound(&LIMITS), (Bound::Cache, 0.01));
         assert_eq!(need(Source::Memory, 100e9, Unit::F32).bound(&LIMITS), (Bound::F32, 0.5));
         assert_eq!(need(Source::Memory, 100e9, Unit::Bf16).bound(&LIMITS), (Bound::Bf16, 0.25));
+        let int8 = Limits { int8_per_s: Some(800e9), ..LIMITS };
+        assert_eq!(need(Source::Memory, 400e9, Unit::Int8).bound(&int8), (Bound::Int8, 0.5));
+        assert_eq!(need(Source::Memory, 400e9, Unit::Int8).bound(&LIMITS), (Bound::F32, 2.0));
         let without = Limits { bf16_per_s: None, ..LIMITS };
         assert_eq!(need(Source::Memory, 100e9, Unit::Bf16).bound(&without), (Bound::F32, 0.5));
     }

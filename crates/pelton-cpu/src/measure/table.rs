@@ -11,7 +11,7 @@ impl fmt::Display for KernelReport {
         writeln!(f, "chosen    {}, {threads} {}", self.chosen.isa, if threads == 1 { "thread" } else { "threads" })?;
         limits(f, &self.limits)?;
         writeln!(f)?;
-        writeln!(f, "{:<9} {:<32} {:>5} {:>12} {:>14} {:>7}  of", "kernel", "size", "rows", "time", "rate", "share")?;
+        writeln!(f, "{:<9} {:<36} {:>5} {:>12} {:>14} {:>7}  of", "kernel", "size", "rows", "time", "rate", "share")?;
         let mut before = "";
         for row in &self.kernels {
             if !before.is_empty() && before != row.kernel && (before == "linear" || before == "attend") {
@@ -33,7 +33,7 @@ impl fmt::Display for KernelReport {
         }
         writeln!(
             f,
-            "medians of {} interleaved rounds; share: least time that the limit allows over the time taken",
+            "medians of {} interleaved rounds; linear: output x input features; share: least time that the limit allows over the time taken",
             self.rounds
         )
     }
@@ -78,8 +78,11 @@ fn limits(f: &mut fmt::Formatter<'_>, limits: &Limits) -> fmt::Result {
 }
 
 fn line(f: &mut fmt::Formatter<'_>, row: &KernelRow) -> fmt::Result {
-    let reached =
-        if row.bound.is_bytes() { rate(row.bytes_per_s, "B/s") } else { rate(row.operations_per_s, "FLOP/s") };
+    let reached = if row.bound.is_bytes() {
+        rate(row.bytes_per_s, "B/s")
+    } else {
+        rate(row.operations_per_s, row.bound.operations())
+    };
     let time = match row.time_us {
         us if us < 1e3 => format!("{us:.1} us"),
         us if us < 1e6 => format!("{:.2} ms", us / 1e3),
@@ -88,7 +91,7 @@ fn line(f: &mut fmt::Formatter<'_>, row: &KernelRow) -> fmt::Result {
     let share = format!("{:.0} %", 100.0 * row.share);
     writeln!(
         f,
-        "{:<9} {:<32} {:>5} {time:>12} {reached:>14} {share:>7}  {}",
+        "{:<9} {:<36} {:>5} {time:>12} {reached:>14} {share:>7}  {}",
         row.kernel,
         row.size,
         row.rows,
