@@ -15,6 +15,9 @@ pub(crate) use exp::exp;
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Bytes that are brought near at once.
+pub(crate) const CACHE_LINE: usize = 64;
+
 /// How large register tiles may be. Two questions rather than an enum, so that tiles of other sizes are never compiled.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles {

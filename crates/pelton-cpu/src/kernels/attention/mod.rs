@@ -14,7 +14,7 @@ use pelton_backend::{AttendSpec, BlockId};
 
 use crate::isa::{Isa, Kernel};
 use crate::kv::{Blocks, KvCache, KvElement, Layout};
-use crate::lanes::{LANES, Lanes, exp};
+use crate::lanes::{CACHE_LINE, LANES, Lanes, exp};
 use crate::plan::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
@@ -196,9 +196,6 @@ struct Unit<'a, T> {
     sums: &'a mut [f32],
     out: SharedMut<'a, f32>,
 }
-
-/// Bytes that are brought near at once.
-const CACHE_LINE: usize = 64;
 
 /// Queries, and vectors of a head, that a register tile mixes side by side.
 const TOGETHER: usize = 4;

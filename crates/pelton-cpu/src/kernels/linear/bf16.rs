@@ -38,11 +38,13 @@ fn compute<K: WordKernel<Word = u32>>(
     let tile_rows = tile_rows(K::Lanes::TILES, args.num_rows);
     let mut shared = scratches.shared();
     let tiles = shared.words(rows::packed_len(args.num_rows, pairs, tile_rows));
-    rows::pack_rows(pool, args.num_rows, pairs, tile_rows, tiles, |row, pair| {
+    rows::pack_rows(pool, args.num_rows, pairs, tile_rows, tiles, |row, first_pair, words| {
         let x = &args.x[row * k..][..k];
-        let even = u32::from(bf16::from_f32(x[2 * pair]).to_bits());
-        let odd = x.get(2 * pair + 1).map_or(0, |&x| u32::from(bf16::from_f32(x).to_bits()));
-        odd << 16 | even
+        for (pair, word) in (first_pair..).zip(words) {
+            let even = u32::from(bf16::from_f32(x[2 * pair]).to_bits());
+            let odd = x.get(2 * pair + 1).map_or(0, |&x| u32::from(bf16::from_f32(x).to_bits()));
+            *word = odd << 16 | even;
+        }
     });
     let words = Words { args, tiles, steps: pairs, panels: panels.bytes(), out, kernel };
     words.compute(pool, |place| run(Unit { words: &words, place }));

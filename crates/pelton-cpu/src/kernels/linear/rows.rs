@@ -17,14 +17,17 @@ pub(super) fn packed_len(num_rows: usize, steps: usize, tile_rows: usize) -> usi
     num_rows.next_multiple_of(tile_rows) * steps
 }
 
-/// Fills `packed` ([`packed_len`] words) where `word(row, step)` gives what belongs there.
-pub(super) fn pack_rows<W: Copy + Send>(
+/// Steps that are read at a time: a cache line of each row is read once, and what is written stays near meanwhile.
+const STRIP: usize = 16;
+
+/// Fills `packed` ([`packed_len`] words), where `read(row, first_step, words)` gives consecutive steps of one row.
+pub(super) fn pack_rows<W: Copy + Default + Send>(
     pool: &Pool,
     num_rows: usize,
     steps: usize,
     tile_rows: usize,
     packed: &mut [W],
-    word: impl Fn(usize, usize) -> W + Sync,
+    read: impl Fn(usize, usize, &mut [W]) + Sync,
 ) {
     assert_eq!(packed.len(), packed_len(num_rows, steps, tile_rows));
     let pieces_by_tile = steps.div_ceil(PIECE_STEPS);
@@ -36,9 +39,14 @@ pub(super) fn pack_rows<W: Copy + Send>(
         let words = unsafe { packed.slice((tile * steps + first_step) * tile_rows, num_steps * tile_rows) };
         let first_row = tile * tile_rows;
         let rows = tile_rows.min(num_rows - first_row);
-        for (step, words) in words.chunks_exact_mut(tile_rows).enumerate() {
-            for (row, place) in words[..rows].iter_mut().enumerate() {
-                *place = word(first_row + row, first_step + step);
+        let mut strip = [W::default(); STRIP];
+        for (index, words) in words.chunks_mut(STRIP * tile_rows).enumerate() {
+            let strip = &mut strip[..words.len() / tile_rows];
+            for row in 0..rows {
+                read(first_row + row, first_step + index * STRIP, strip);
+                for (words, &word) in words.chunks_exact_mut(tile_rows).zip(&*strip) {
+                    words[row] = word;
+                }
             }
         }
     });

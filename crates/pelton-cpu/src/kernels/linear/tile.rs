@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::pack::{Element, PANEL};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{CACHE_LINE, LANES, Lanes};
 
 /// Where a tile reads and writes.
 pub(super) struct TileArgs<T> {
@@ -24,6 +24,8 @@ pub(super) struct TileArgs<T> {
     pub rows: usize,
     /// Columns that exist, likewise.
     pub columns: usize,
+    /// Bytes ahead of the weights that are asked for meanwhile, or 0.
+    pub ahead: usize,
 }
 
 impl<T> Clone for TileArgs<T> {
@@ -89,7 +91,7 @@ impl PanelElement for bf16 {
 /// `columns` elements in `start` (readable) and `out` (writable, written by nobody else). Zero rows of `start_stride` may coincide.
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: usize>(isa: L, args: TileArgs<T>) {
-    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns } = args;
+    let TileArgs { x, x_stride, weights, k, start, start_stride, out, out_stride, rows, columns, ahead } = args;
     let mut sums = [[isa.splat(0.0); C]; R];
     let whole = columns == C * LANES;
     for r in 0..R {
@@ -105,6 +107,12 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
     // SAFETY: where it is called, row `r < R` is in the tile and `k` within this stretch.
     let x_at = |r: usize, k: usize| unsafe { *x.add(k * x_stride + r) };
     for pair in 0..k / 2 {
+        if ahead > 0 {
+            let wanted = weights.wrapping_add(2 * pair * PANEL).wrapping_byte_add(ahead);
+            for line in (0..2 * PANEL * size_of::<T>()).step_by(CACHE_LINE) {
+                isa.prefetch(wanted.wrapping_byte_add(line).cast());
+            }
+        }
         let mut even = [isa.splat(0.0); C];
         let mut odd = [isa.splat(0.0); C];
         for c in 0..C {

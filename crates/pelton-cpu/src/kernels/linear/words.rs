@@ -3,8 +3,8 @@
 //! All of `k` is summed in registers. A chunk of rows stays in the second cache while the panels of a unit pass by.
 
 use super::pack::PANEL;
-use super::{Linear, Place, Units, ZEROS, tile_rows};
-use crate::lanes::{LANES, Lanes};
+use super::{AHEAD, Linear, Place, Units, ZEROS, tile_rows};
+use crate::lanes::{CACHE_LINE, LANES, Lanes};
 use crate::pool::{Pool, SharedMut};
 
 /// What a chunk of laid out rows may take of the second cache.
@@ -97,6 +97,7 @@ impl<K: WordKernel> Words<'_, K> {
                         first_column,
                         rows: rows - inner,
                         columns,
+                        ahead: if first_row + inner == place.rows.start { AHEAD } else { 0 },
                     };
                     // SAFETY: the rows lie side by side from `x` on, for as many steps as the panel has.
                     unsafe { self.rows(tile) };
@@ -153,6 +154,8 @@ struct WordTile<W> {
     first_column: usize,
     rows: usize,
     columns: usize,
+    /// As in [`super::tile::TileArgs`].
+    ahead: usize,
 }
 
 /// `R` rows (as many of them as exist are written) times a panel, `C` vectors at a time.
@@ -166,6 +169,12 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
     for first in (0..args.columns).step_by(C * LANES) {
         let mut sums = [[kernel.zero(); C]; R];
         for step in 0..args.steps {
+            if args.ahead > 0 {
+                let wanted = args.weights.wrapping_add(step * PANEL * 4 + args.ahead);
+                for line in (0..PANEL * 4).step_by(CACHE_LINE) {
+                    lanes.prefetch(wanted.wrapping_add(line).cast());
+                }
+            }
             for r in 0..R {
                 // SAFETY: row `r` is in the tile, which has `steps` steps.
                 let x = unsafe { *args.x.add(step * args.x_stride + r) };
