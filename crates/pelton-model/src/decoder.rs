@@ -2,7 +2,7 @@
 
 use pelton_backend::{
     Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, RmsNorm, RopeSpec, StepBatch,
-    TokenId,
+    TokenId, WeightFormat,
 };
 
 use crate::memory::MemoryPlan;
@@ -33,8 +33,8 @@ pub struct Decoder<B: Backend> {
 pub struct DecoderInfo {
     /// Name in `config.json`.
     pub architecture: &'static str,
-    /// Precision of the packed matrices.
-    pub dtype: DType,
+    /// How the packed matrices are kept.
+    pub format: WeightFormat,
     /// Precision of stored keys and values.
     pub kv_dtype: DType,
     /// Numbers in the checkpoint that the model uses.

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{
     AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
+    WeightFormat,
 };
 
 use crate::config::{ConfigError, HfConfig};
@@ -57,6 +58,13 @@ pub enum DTypeChoice {
     Exact(DType),
 }
 
+/// How to quantise matrices while they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantize {
+    /// [`WeightFormat::Int8`], the embedding and the head too.
+    Int8,
+}
+
 /// Precision of stored keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvDTypeChoice {
@@ -71,6 +79,8 @@ pub enum KvDTypeChoice {
 pub struct LoadOptions {
     /// Precision of the matrices.
     pub dtype: DTypeChoice,
+    /// Whether to quantise the matrices, from whatever precision they have.
+    pub quantize: Option<Quantize>,
     /// Precision of stored keys and values.
     pub kv_dtype: KvDTypeChoice,
     /// Positions in a KV block, 1 to 1024.
@@ -91,6 +101,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DTypeChoice::Auto,
+            quantize: None,
             kv_dtype: KvDTypeChoice::Auto,
             block_tokens: 16,
             max_step_rows: 512,
@@ -137,7 +148,8 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader = Loader { backend: &backend, source: source.as_ref(), dtype: plan.dtype, norm_eps: spec.norm_eps, bar };
+    let loader =
+        Loader { backend: &backend, source: source.as_ref(), format: plan.format, norm_eps: spec.norm_eps, bar };
     // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.matrix(&tensors.embed)?;
     let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
@@ -226,9 +238,10 @@ fn plan(
     options: &LoadOptions,
 ) -> Result<Prepared, LoadError> {
     let tensors = spec.tensors();
-    let dtype = match options.dtype {
-        DTypeChoice::Exact(dtype) => dtype,
-        DTypeChoice::Auto => weights.dtype.unwrap_or(DType::F32),
+    let format = match (options.quantize, options.dtype) {
+        (Some(Quantize::Int8), _) => WeightFormat::Int8,
+        (None, DTypeChoice::Exact(dtype)) => dtype.into(),
+        (None, DTypeChoice::Auto) => weights.dtype.unwrap_or(DType::F32).into(),
     };
     let kv = KvSpec {
         num_layers: spec.num_layers,
@@ -237,13 +250,13 @@ fn plan(
         block_tokens: options.block_tokens,
         dtype: match options.kv_dtype {
             KvDTypeChoice::Exact(dtype) => dtype,
-            KvDTypeChoice::Auto if dtype == DType::F32 => DType::F32,
+            KvDTypeChoice::Auto if format == DType::F32.into() => DType::F32,
             KvDTypeChoice::Auto => DType::BF16,
         },
     };
-    let plan = MemoryPlan::new(&spec, &tensors, dtype, limits, kv, options.kv_budget, memory)?;
+    let plan = MemoryPlan::new(&spec, &tensors, format, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
-    let info = DecoderInfo { architecture, dtype, kv_dtype: kv.dtype, num_parameters, notes };
+    let info = DecoderInfo { architecture, format, kv_dtype: kv.dtype, num_parameters, notes };
     Ok(Prepared { spec, tensors, source: weights.source, limits, plan, info })
 }
 
@@ -276,7 +289,7 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn TensorSource,
-    dtype: DType,
+    format: WeightFormat,
     norm_eps: f32,
     bar: ProgressBar,
 }
@@ -305,10 +318,9 @@ impl<B: Backend> Loader<'_, B> {
     fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
         let tensors = parts.iter().map(|part| self.source.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
         let weights =
-            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), self.dtype)).collect::<Result<Vec<_>, _>>()?;
+            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), self.format)).collect::<Result<Vec<_>, _>>()?;
         let packed = self.backend.pack(&weights)?;
-        let elements: u64 = parts.iter().map(TensorSpec::num_elements).sum();
-        self.bar.inc(elements * self.dtype.size_bytes() as u64);
+        self.bar.inc(parts.iter().map(|part| part.matrix_bytes(self.format)).sum());
         Ok(packed)
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pelton_backend::{DType, KvSpec, MemoryReport};
+use pelton_backend::{KvSpec, MemoryReport, WeightFormat};
 
 use crate::spec::{DecoderSpec, DecoderTensors};
 
@@ -85,8 +85,8 @@ pub struct MemoryPlan {
     pub weights_bytes: u64,
     /// Of these, the embedding where it is not the head too: a step reads a few rows of it, and all other weights once.
     pub lookup_bytes: u64,
-    /// Precision of the matrices.
-    pub dtype: DType,
+    /// How the matrices are kept.
+    pub format: WeightFormat,
     /// Cosines and sines of every position.
     pub rope_bytes: u64,
     /// Positions in that table: the greatest length of a sequence.
@@ -116,18 +116,18 @@ impl MemoryPlan {
     pub(crate) fn new(
         spec: &DecoderSpec,
         tensors: &DecoderTensors,
-        dtype: DType,
+        format: WeightFormat,
         limits: StepLimits,
         kv: KvSpec,
         budget: KvBudget,
         memory: MemoryReport,
     ) -> Result<Self, MemoryError> {
-        let matrices: u64 = tensors.matrices().map(|tensor| tensor.num_elements()).sum();
+        let matrices: u64 = tensors.matrices().map(|tensor| tensor.matrix_bytes(format)).sum();
         let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
         let mut plan = Self {
-            weights_bytes: matrices * dtype.size_bytes() as u64 + vectors * 4,
-            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.num_elements() * dtype.size_bytes() as u64),
-            dtype,
+            weights_bytes: matrices + vectors * 4,
+            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.matrix_bytes(format)),
+            format,
             rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
             max_positions: limits.max_positions,
             workspace_bytes: workspace_bytes(spec, limits),
@@ -236,7 +236,7 @@ fn workspace_bytes(spec: &DecoderSpec, limits: StepLimits) -> u64 {
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |what: &str, bytes: u64, note: String| writeln!(f, "{what:<12}{:>11}  {note}", Size(bytes));
-        line("weights", self.weights_bytes, self.dtype.to_string())?;
+        line("weights", self.weights_bytes, self.format.to_string())?;
         line("rope table", self.rope_bytes, format!("{} positions", self.max_positions))?;
         line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
         let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
@@ -249,6 +249,8 @@ impl fmt::Display for MemoryPlan {
 
 #[cfg(test)]
 mod tests {
+    use pelton_backend::DType;
+
     use super::*;
     use crate::config::HfConfig;
     use crate::families::spec_of;
@@ -262,7 +264,7 @@ mod tests {
         let kv = KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, dtype: DType::BF16 };
         let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 250 };
         let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
-        MemoryPlan::new(&spec, &spec.tensors(), DType::BF16, limits, kv, budget, memory)
+        MemoryPlan::new(&spec, &spec.tensors(), DType::BF16.into(), limits, kv, budget, memory)
     }
 
     #[test]

@@ -380,7 +380,7 @@ mod tests {
         MemoryPlan {
             weights_bytes: 1100,
             lookup_bytes: 100,
-            dtype: DType::BF16,
+            format: DType::BF16.into(),
             rope_bytes: 0,
             max_positions: 12,
             workspace_bytes: 0,

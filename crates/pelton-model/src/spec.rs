@@ -2,7 +2,7 @@
 
 use std::iter::once;
 
-use pelton_backend::Act;
+use pelton_backend::{Act, WeightFormat};
 
 use crate::config::{ConfigError, HfConfig};
 use crate::rope::Rope;
@@ -242,6 +242,12 @@ impl TensorSpec {
 
     fn bias(module: &str, rows: usize) -> Self {
         Self { name: format!("{module}.bias"), shape: vec![rows] }
+    }
+
+    /// Bytes of it kept in `format`; it is a matrix.
+    pub fn matrix_bytes(&self, format: WeightFormat) -> u64 {
+        let out_features = self.shape.first().map_or(0, |&rows| rows as u64);
+        format.matrix_bytes(out_features, self.num_elements() / out_features.max(1))
     }
 
     /// Numbers in it.

@@ -9,7 +9,7 @@ use pelton_engine::{
     EngineConfig, EngineHandle, ReportParams, SamplingParams, SequenceRequest, ShutdownOutcome, StoppingParams,
     TokenEvent, TokenStream,
 };
-use pelton_model::{KvBudget, LoadOptions, ModelFiles, load};
+use pelton_model::{KvBudget, LoadOptions, ModelFiles, Quantize, load};
 
 const MAX_TOKENS: u32 = 12;
 
@@ -22,9 +22,11 @@ struct Settings {
     max_sequences: u32,
     prefix_cache: bool,
     kv_tokens: usize,
+    quantize: Option<Quantize>,
 }
 
-const ROOMY: Settings = Settings { max_step_tokens: 128, max_sequences: 64, prefix_cache: true, kv_tokens: 40_000 };
+const ROOMY: Settings =
+    Settings { max_step_tokens: 128, max_sequences: 64, prefix_cache: true, kv_tokens: 40_000, quantize: None };
 
 fn engine(settings: Settings) -> EngineHandle {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
@@ -32,6 +34,7 @@ fn engine(settings: Settings) -> EngineHandle {
         max_step_rows: settings.max_step_tokens as usize,
         max_logit_rows: settings.max_sequences as usize,
         max_positions: Some(512),
+        quantize: settings.quantize,
         kv_budget: KvBudget::Tokens(settings.kv_tokens),
         ..LoadOptions::default()
     };
@@ -89,8 +92,8 @@ fn end(engine: &EngineHandle) {
 }
 
 /// Each request by itself, one after the other, nothing shared.
-fn alone() -> Vec<Answer> {
-    let engine = engine(Settings { prefix_cache: false, max_step_tokens: 256, ..ROOMY });
+fn alone(quantize: Option<Quantize>) -> Vec<Answer> {
+    let engine = engine(Settings { prefix_cache: false, max_step_tokens: 256, quantize, ..ROOMY });
     let answers = requests().into_iter().map(|request| read(&mut engine.submit(request).unwrap()[0]).0).collect();
     end(&engine);
     answers
@@ -108,7 +111,7 @@ fn together(settings: Settings) -> (Vec<Answer>, u32) {
 
 #[test]
 fn company_chunks_prefixes_and_preemption_change_nothing() {
-    let alone = alone();
+    let alone = alone(None);
     assert_eq!(together(ROOMY).0, alone, "in a batch of 64");
     assert_eq!(together(Settings { max_sequences: 7, ..ROOMY }).0, alone, "in batches of 7");
     assert_eq!(together(Settings { max_step_tokens: 64, ..ROOMY }).0, alone, "in chunks of 64 and less");
@@ -116,6 +119,14 @@ fn company_chunks_prefixes_and_preemption_change_nothing() {
     let (answers, preemptions) = together(Settings { kv_tokens: 1024, ..ROOMY });
     assert!(preemptions > 0, "1,024 tokens of cache are too few for 64 sequences");
     assert_eq!(answers, alone, "after preemption");
+}
+
+#[test]
+fn company_changes_nothing_in_int8() {
+    let int8 = Settings { quantize: Some(Quantize::Int8), ..ROOMY };
+    let alone = alone(int8.quantize);
+    assert_eq!(together(int8).0, alone, "in a batch of 64");
+    assert_eq!(together(Settings { max_sequences: 7, max_step_tokens: 64, ..int8 }).0, alone, "in small chunks");
 }
 
 #[test]

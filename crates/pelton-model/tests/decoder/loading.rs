@@ -37,8 +37,8 @@ fn auto_keeps_the_precision_of_the_file() {
         ("stored_f16", DType::F16, DType::BF16),
     ] {
         let decoder = load_from(&root().join(name), &auto).unwrap();
-        assert_eq!((decoder.info().dtype, decoder.info().kv_dtype), (dtype, kv), "{name}");
-        assert_eq!((decoder.plan().dtype, decoder.plan().kv.dtype), (dtype, kv), "{name}");
+        assert_eq!((decoder.info().format, decoder.info().kv_dtype), (dtype.into(), kv), "{name}");
+        assert_eq!((decoder.plan().format, decoder.plan().kv.dtype), (dtype.into(), kv), "{name}");
         assert_eq!(decoder.info().architecture, "LlamaForCausalLM");
         assert!(decoder.info().notes.is_empty());
     }

@@ -22,10 +22,6 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub precision: PrecisionArgs,
 
-    /// Quantisation of the weights: not built yet, every value is refused.
-    #[arg(long, env = "QUANTIZE")]
-    pub quantize: Option<String>,
-
     /// Address to listen on. 0.0.0.0 makes the server reachable from other machines. The environment variable HOSTNAME counts
     /// when it is an address (containers set it to a name). Default: 127.0.0.1.
     #[arg(long)]

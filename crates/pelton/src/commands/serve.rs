@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use pelton_backend::TokenId;
 use pelton_cpu::CpuBackend;
 use pelton_engine::{EngineConfig, FakeConfig, FakeModel};
-use pelton_model::{DTypeChoice, KvBudget, KvDTypeChoice, LoadOptions, Model, ModelFiles, load};
+use pelton_model::{KvBudget, LoadOptions, Model, ModelFiles, load};
 use pelton_serve::{ServeConfig, ServeOutcome, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
@@ -75,22 +75,18 @@ const SERVER_THREADS: usize = 2;
 
 /// Refuses what is not built, before anything is loaded.
 fn check(args: &ServeArgs) -> Result<()> {
-    if let Some(quantize) = &args.quantize {
-        bail!(
-            "--quantize {quantize} is not built yet: this version serves float32, float16 and bfloat16 weights; leave the flag \
-             (or QUANTIZE) out, --dtype bfloat16 is the smallest"
-        );
-    }
     let is_fake = args.model_id.as_deref() == Some("fake");
     if is_fake || args.model_id.is_none() {
         checkpoint::check_no_revision(&args.hub)?;
     }
     let computes = [
         ("--dtype", args.precision.dtype != DtypeArg::Auto),
+        ("--quantize", args.precision.quantize.is_some()),
         ("--kv-cache-dtype", args.precision.kv_cache_dtype != DtypeArg::Auto),
         ("--threads", args.compute.threads.is_some()),
         ("--isa", args.compute.isa != IsaArg::Auto),
     ];
+    args.precision.load_options()?;
     if let Some((flag, _)) = computes.into_iter().find(|(_, given)| is_fake && *given) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
@@ -161,8 +157,6 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
     let device = pelton_backend::Backend::describe(&backend);
     let max_step_rows = args.max_batch_prefill_tokens as usize;
     let options = LoadOptions {
-        dtype: args.precision.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
-        kv_dtype: args.precision.kv_cache_dtype.exact().map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows,
         max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
@@ -172,16 +166,17 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
             None => KvBudget::Sequences { count: args.max_batch_size as usize, max_fraction: 0.5 },
         },
         show_progress: true,
+        ..args.precision.load_options()?
     };
     let decoder = load(files, backend, &options)?;
     let info = decoder.info().clone();
     let millions = info.num_parameters as f64 / 1e6;
-    say!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.dtype);
+    say!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.format);
     say!("{}", decoder.plan());
     for note in &info.notes {
         tracing::warn!("{note}");
     }
-    Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.dtype.to_string() })
+    Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.format.to_string() })
 }
 
 fn fake(args: &ServeArgs) -> Result<Loaded> {

@@ -10,7 +10,7 @@ use pelton_backend::Backend;
 use pelton_cpu::CpuBackend;
 use pelton_cpu::measure::{CpuFacts, ReadBandwidth};
 use pelton_model::rates::{RatePlan, RateRow, RateSummary, RateTable, Rates};
-use pelton_model::{DTypeChoice, Decoder, KvBudget, KvDTypeChoice, LoadOptions, load, load_random};
+use pelton_model::{Decoder, KvBudget, LoadOptions, load, load_random};
 use serde::Serialize;
 
 use super::{command, unix_seconds};
@@ -100,7 +100,7 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
             random_weights: args.random_weights.is_some(),
             architecture: info.architecture,
             num_parameters: info.num_parameters,
-            dtype: info.dtype.to_string(),
+            dtype: info.format.to_string(),
             kv_cache_dtype: info.kv_dtype.to_string(),
             weights_bytes: memory.weights_bytes,
             step_weights_bytes: memory.step_weights_bytes(),
@@ -130,8 +130,6 @@ fn decoder(args: &EngineArgs, plan: &RatePlan) -> Result<(Decoder<CpuBackend>, S
     }
     let backend = CpuBackend::new(args.compute.config())?;
     let options = LoadOptions {
-        dtype: args.precision.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
-        kv_dtype: args.precision.kv_cache_dtype.exact().map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows: plan.max_step_rows(),
         max_logit_rows: plan.max_batch(),
@@ -139,6 +137,7 @@ fn decoder(args: &EngineArgs, plan: &RatePlan) -> Result<(Decoder<CpuBackend>, S
         max_positions: Some(plan.max_positions()),
         kv_budget: KvBudget::Tokens(plan.num_blocks(BLOCK_TOKENS as usize) * BLOCK_TOKENS as usize),
         show_progress: !args.quiet,
+        ..args.precision.load_options()?
     };
     let room = format!("with room for {} sequences of {} tokens", plan.max_batch(), plan.max_positions());
     match &args.random_weights {
