@@ -17,7 +17,7 @@ mod kv;
 mod lanes;
 pub mod measure;
 mod memory;
-mod plan;
+mod pieces;
 mod pool;
 mod scratch;
 mod step;

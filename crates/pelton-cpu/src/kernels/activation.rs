@@ -4,7 +4,7 @@ use pelton_backend::Act;
 
 use crate::isa::{Isa, Kernel};
 use crate::lanes::{LANES, Lanes, exp};
-use crate::plan::rows_per_piece;
+use crate::pieces::rows_per_piece;
 use crate::pool::Pool;
 
 /// `out = act(gate) * up`: `gate_up` is `[rows, 2 * cols]`, gates first, `out` `[rows, cols]`.

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use pelton_backend::TokenId;
 
 use super::linear::{Element, Int8Panels, PANEL, PackedLinear, Panels, panel_len};
-use crate::plan::rows_per_piece;
+use crate::pieces::rows_per_piece;
 use crate::pool::Pool;
 
 /// `out[r] = table[token_ids[r]]`. A row lies spread over its panel, so this reads a cache line for each number; that is

@@ -2,7 +2,7 @@
 
 use crate::isa::{Isa, Kernel};
 use crate::lanes::{LANES, Lanes};
-use crate::plan::rows_per_piece;
+use crate::pieces::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 
 /// `out = x * weight / sqrt(mean(x^2) + eps)` for each row of `weight.len()` columns.

@@ -4,7 +4,7 @@ use pelton_backend::RopeSpec;
 
 use crate::isa::{Isa, Kernel};
 use crate::lanes::{LANES, Lanes};
-use crate::plan::rows_per_piece;
+use crate::pieces::rows_per_piece;
 use crate::pool::Pool;
 
 /// Rotates the query and key heads of each row of `qkv` by `positions[row]`. `table` is `[positions, rotary_dim]`, cosines first.

@@ -15,7 +15,7 @@ use pelton_backend::{AttendSpec, BlockId};
 use crate::isa::{Isa, Kernel};
 use crate::kv::{Blocks, KvCache, KvElement, Layout};
 use crate::lanes::{CACHE_LINE, LANES, Lanes, exp};
-use crate::plan::rows_per_piece;
+use crate::pieces::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 use crate::step::{Step, TILE_ROWS, Tile};
