@@ -24,7 +24,9 @@ pub fn linear<B: Backend>(backend: &B, precision: Precision) {
         };
         let shapes = (K.into_iter().map(|k| [7, 70, k]))
             .chain(N.into_iter().flat_map(|n| [[2, n, 33], [13, n, 34]]))
-            .chain(M.into_iter().map(|m| [m, 66, 131]));
+            .chain(M.into_iter().map(|m| [m, 66, 131]))
+            // Several tiles of rows, several blocks of inputs.
+            .chain([[40, 33, 1030], [26, 70, 513]]);
         for shape in shapes {
             seed += 1;
             compare(backend, Case { shape, stored_as, rows_as, seed });
@@ -97,7 +99,7 @@ fn joined_parts_are_one_matrix<B: Backend>(backend: &B) {
 
 /// A row's result has the same bits alone and among any number of other rows.
 pub fn linear_is_batch_invariant<B: Backend>(backend: &B) {
-    for (n, k) in [(65, 131), (200, 64), (16, 300)] {
+    for (n, k) in [(65, 131), (200, 64), (16, 600)] {
         for stored_as in FORMATS {
             let mut numbers = Numbers(n as u64);
             let max_rows = 200;
