@@ -68,7 +68,6 @@ impl WordKernel for Avx512Bf16 {
     type Word = u32;
     type Sums = __m512;
     const ROWS: usize = 12;
-    const CAN_REST: bool = true;
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
@@ -89,18 +88,6 @@ impl WordKernel for Avx512Bf16 {
             let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
             _mm512_dpbf16_ps(sums, x, weights)
         }
-    }
-
-    #[inline(always)]
-    unsafe fn rest(self, sums: __m512, out: *mut f32, n: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.avx512().store_first(out, n, sums) }
-    }
-
-    #[inline(always)]
-    unsafe fn resume(self, out: *const f32, n: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { self.avx512().load_first(out, n) }
     }
 
     #[inline(always)]
@@ -127,7 +114,6 @@ mod tests {
         type Word = u32;
         type Sums = [f32; LANES];
         const ROWS: usize = 12;
-        const CAN_REST: bool = true;
 
         fn lanes(self) -> Scalar {
             Scalar
@@ -147,16 +133,6 @@ mod tests {
                 *sum = even.mul_add(half(pair & 0xffff), *sum);
             }
             sums
-        }
-
-        unsafe fn rest(self, sums: [f32; LANES], out: *mut f32, n: usize) {
-            // SAFETY: the caller's promise.
-            unsafe { Scalar.store_first(out, n, sums) }
-        }
-
-        unsafe fn resume(self, out: *const f32, n: usize) -> [f32; LANES] {
-            // SAFETY: the caller's promise.
-            unsafe { Scalar.load_first(out, n) }
         }
 
         fn finish(self, sums: [f32; LANES], _row: usize, _column: usize, bias: [f32; LANES]) -> [f32; LANES] {

@@ -163,8 +163,6 @@ trait Dot: Copy + Sync {
     const WORDS: usize;
     /// See [`WordKernel::ROWS`].
     const ROWS: usize;
-    /// See [`WordKernel::CAN_REST`].
-    const CAN_REST: bool;
 
     fn lanes(self) -> Self::Lanes;
     fn words(memory: &mut [u32]) -> &mut [Self::Word];
@@ -174,10 +172,6 @@ trait Dot: Copy + Sync {
     /// # Safety
     /// 64 readable bytes at `weights`: four codes for each of sixteen columns.
     unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
-
-    /// The bits of sixteen sums, one word each, if [`Dot::CAN_REST`].
-    fn bits(self, sums: Self::Sums) -> <Self::Lanes as Lanes>::V;
-    fn of_bits(self, bits: <Self::Lanes as Lanes>::V) -> Self::Sums;
 
     /// The sums as floats. `code_sums` are those of the columns' weights.
     fn floats(self, sums: Self::Sums, code_sums: &[i32; LANES]) -> <Self::Lanes as Lanes>::V;
@@ -195,7 +189,6 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     type Word = D::Word;
     type Sums = D::Sums;
     const ROWS: usize = D::ROWS;
-    const CAN_REST: bool = D::CAN_REST;
 
     #[inline(always)]
     fn lanes(self) -> D::Lanes {
@@ -214,18 +207,6 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     }
 
     #[inline(always)]
-    unsafe fn rest(self, sums: D::Sums, out: *mut f32, n: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.dot.lanes().store_first(out, n, self.dot.bits(sums)) }
-    }
-
-    #[inline(always)]
-    unsafe fn resume(self, out: *const f32, n: usize) -> D::Sums {
-        // SAFETY: the caller's promise.
-        self.dot.of_bits(unsafe { self.dot.lanes().load_first(out, n) })
-    }
-
-    #[inline(always)]
     fn finish(self, sums: D::Sums, row: usize, column: usize, bias: <D::Lanes as Lanes>::V) -> <D::Lanes as Lanes>::V {
         let lanes = self.dot.lanes();
         let (code_sums, _) = self.weights.code_sums.as_slice()[column..].as_chunks::<LANES>();
@@ -241,7 +222,6 @@ impl Dot for Scalar {
     type Sums = [i32; LANES];
     const WORDS: usize = 1;
     const ROWS: usize = 2;
-    const CAN_REST: bool = true;
 
     fn lanes(self) -> Scalar {
         self
@@ -270,14 +250,6 @@ impl Dot for Scalar {
         sums
     }
 
-    fn bits(self, sums: [i32; LANES]) -> [f32; LANES] {
-        sums.map(|sum| f32::from_bits(sum as u32))
-    }
-
-    fn of_bits(self, bits: [f32; LANES]) -> [i32; LANES] {
-        bits.map(|bits| bits.to_bits() as i32)
-    }
-
     fn floats(self, sums: [i32; LANES], _code_sums: &[i32; LANES]) -> [f32; LANES] {
         sums.map(|sum| sum as f32)
     }
@@ -290,7 +262,6 @@ impl Dot for Avx2 {
     type Sums = [__m256i; 4];
     const WORDS: usize = 2;
     const ROWS: usize = 2;
-    const CAN_REST: bool = false;
 
     #[inline(always)]
     fn lanes(self) -> Avx2 {
@@ -325,14 +296,6 @@ impl Dot for Avx2 {
         sums
     }
 
-    fn bits(self, _sums: [__m256i; 4]) -> <Avx2 as Lanes>::V {
-        unreachable!("a column has two sums")
-    }
-
-    fn of_bits(self, _bits: <Avx2 as Lanes>::V) -> [__m256i; 4] {
-        unreachable!("a column has two sums")
-    }
-
     #[inline(always)]
     fn floats(self, sums: [__m256i; 4], _code_sums: &[i32; LANES]) -> <Avx2 as Lanes>::V {
         // SAFETY: integers are plain bits.
@@ -348,7 +311,6 @@ impl Dot for Avx512 {
     type Sums = [__m512i; 2];
     const WORDS: usize = 2;
     const ROWS: usize = 6;
-    const CAN_REST: bool = false;
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
@@ -383,14 +345,6 @@ impl Dot for Avx512 {
         sums
     }
 
-    fn bits(self, _sums: [__m512i; 2]) -> <Avx512 as Lanes>::V {
-        unreachable!("a column has two sums")
-    }
-
-    fn of_bits(self, _bits: <Avx512 as Lanes>::V) -> [__m512i; 2] {
-        unreachable!("a column has two sums")
-    }
-
     #[inline(always)]
     fn floats(self, sums: [__m512i; 2], _code_sums: &[i32; LANES]) -> __m512 {
         // SAFETY: integers are plain bits.
@@ -406,7 +360,6 @@ impl Dot for Avx512Vnni {
     type Sums = __m512i;
     const WORDS: usize = 1;
     const ROWS: usize = 12;
-    const CAN_REST: bool = true;
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
@@ -432,18 +385,6 @@ impl Dot for Avx512Vnni {
     unsafe fn add(self, sums: __m512i, x: u32, weights: *const u8) -> __m512i {
         // SAFETY: `self` proves AVX-512 VNNI; 64 bytes are there, by the caller's promise.
         unsafe { _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(x as i32), _mm512_loadu_si512(weights.cast())) }
-    }
-
-    #[inline(always)]
-    fn bits(self, sums: __m512i) -> __m512 {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_castsi512_ps(sums) }
-    }
-
-    #[inline(always)]
-    fn of_bits(self, bits: __m512) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_castps_si512(bits) }
     }
 
     #[inline(always)]

@@ -1,18 +1,15 @@
 //! Linears whose instructions take several input features as one word: the register tile and its blocking.
 //!
-//! Where rows fit one tile, all of `k` is summed in registers. Of more rows, all tiles of a chunk pass over [`BLOCK_STEPS`] steps of a panel, which
-//! stay in the nearest cache, before the next come; meanwhile sums rest in `out`, as whatever bits they are.
+//! All of `k` is summed in registers. A chunk of rows stays in the second cache while the panels of a unit pass by. Blocks of `k` as in the
+//! float kernels, with sums resting in the result meanwhile, were slower: int8 at 256 rows by 7 % (blocks of 512 features) to 40 % (128).
 
 use super::pack::PANEL;
 use super::{AHEAD, Linear, Place, Units, ZEROS, tile_rows};
 use crate::lanes::{CACHE_LINE, LANES, Lanes};
 use crate::pool::{Pool, SharedMut};
 
-/// Steps of a panel that all tiles of a chunk pass over before the next come: 16 KiB.
-const BLOCK_STEPS: usize = 128;
-
-/// Rows of a chunk: a block of them takes 96 KiB.
-const CHUNK_ROWS: usize = 192;
+/// What a chunk of laid out rows may take of the second cache.
+const CHUNK_BYTES: usize = 384 << 10;
 
 /// Vectors in a panel.
 const VECTORS: usize = PANEL / LANES;
@@ -26,8 +23,6 @@ pub(super) trait WordKernel: Copy + Sync {
     type Sums: Copy;
     /// Rows of the largest register tile: 12, 6 or 2.
     const ROWS: usize;
-    /// Sums of a column are one word, so that they can rest in `out`.
-    const CAN_REST: bool;
 
     fn lanes(self) -> Self::Lanes;
 
@@ -38,18 +33,6 @@ pub(super) trait WordKernel: Copy + Sync {
     /// # Safety
     /// 64 readable bytes at `weights`: a word for each of sixteen columns.
     unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
-
-    /// Puts the first `n <= 16` columns down, if [`WordKernel::CAN_REST`].
-    ///
-    /// # Safety
-    /// `n` writable elements at `out`.
-    unsafe fn rest(self, sums: Self::Sums, out: *mut f32, n: usize);
-
-    /// Takes them up again.
-    ///
-    /// # Safety
-    /// `n` readable elements at `out`.
-    unsafe fn resume(self, out: *const f32, n: usize) -> Self::Sums;
 
     /// The results of `row` and the sixteen columns from `column` on.
     fn finish(
@@ -76,9 +59,11 @@ pub(super) struct Words<'a, K: WordKernel> {
 impl<K: WordKernel> Words<'_, K> {
     /// Computes all of it; `run` calls [`Words::unit`] in code compiled for the instruction.
     pub fn compute(&self, pool: &Pool, run: impl Fn(Place) + Sync) {
+        let row_bytes = self.steps * size_of::<K::Word>();
         let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
+        let chunk_rows = (CHUNK_BYTES / row_bytes / tile_rows).max(1) * tile_rows;
         let units =
-            Units::new(pool.threads(), self.args.num_rows, tile_rows, CHUNK_ROWS, self.args.weights.out_features);
+            Units::new(pool.threads(), self.args.num_rows, tile_rows, chunk_rows, self.args.weights.out_features);
         pool.run(units.count(), |_, unit| run(units.place(unit)));
     }
 
@@ -87,47 +72,36 @@ impl<K: WordKernel> Words<'_, K> {
     pub fn unit(&self, place: Place) {
         let n = self.args.weights.out_features;
         let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
-        let panel_bytes = self.steps * PANEL * 4;
-        let block_steps = if K::CAN_REST && place.rows.len() > tile_rows { BLOCK_STEPS } else { self.steps };
-        for first_step in (0..self.steps).step_by(block_steps) {
-            let steps = block_steps.min(self.steps - first_step);
-            for panel in place.panels.clone() {
-                let first_column = panel * PANEL;
-                let columns = PANEL.min(n - first_column);
-                let weights = self.panels[panel * panel_bytes..][..panel_bytes].as_ptr();
-                let bias = match self.args.bias {
-                    Some(bias) => bias[first_column..first_column + columns].as_ptr(),
-                    None => ZEROS.as_ptr(),
-                };
-                for first_row in place.rows.clone().step_by(tile_rows) {
-                    let rows = tile_rows.min(place.rows.end - first_row);
-                    let x = self.tiles[first_row * self.steps..][..tile_rows * self.steps].as_ptr();
-                    for inner in (0..rows).step_by(K::ROWS) {
-                        let tile = WordTile {
-                            x: x.wrapping_add(first_step * tile_rows + inner),
-                            x_stride: tile_rows,
-                            steps,
-                            weights: weights.wrapping_add(first_step * PANEL * 4),
-                            is_first: first_step == 0,
-                            is_last: first_step + steps == self.steps,
-                            bias,
-                            // SAFETY: this unit alone touches these rows of these columns, through this pointer only.
-                            out: unsafe { self.out.at((first_row + inner) * n + first_column) },
-                            out_stride: n,
-                            first_row: first_row + inner,
-                            first_column,
-                            rows: rows - inner,
-                            columns,
-                            ahead: match first_row + inner == place.rows.start {
-                                // What comes next is the same block of the next panel.
-                                true if steps < self.steps => panel_bytes,
-                                true => AHEAD,
-                                false => 0,
-                            },
-                        };
-                        // SAFETY: the rows lie side by side from `x` on, for as many steps as the panel has.
-                        unsafe { self.rows(tile) };
-                    }
+        for panel in place.panels {
+            let first_column = panel * PANEL;
+            let columns = PANEL.min(n - first_column);
+            let panel_bytes = self.steps * PANEL * 4;
+            let weights = self.panels[panel * panel_bytes..][..panel_bytes].as_ptr();
+            let bias = match self.args.bias {
+                Some(bias) => bias[first_column..first_column + columns].as_ptr(),
+                None => ZEROS.as_ptr(),
+            };
+            for first_row in place.rows.clone().step_by(tile_rows) {
+                let rows = tile_rows.min(place.rows.end - first_row);
+                let x = self.tiles[first_row * self.steps..][..tile_rows * self.steps].as_ptr();
+                for inner in (0..rows).step_by(K::ROWS) {
+                    let tile = WordTile {
+                        x: x.wrapping_add(inner),
+                        x_stride: tile_rows,
+                        steps: self.steps,
+                        weights,
+                        bias,
+                        // SAFETY: this unit alone writes these rows of these columns, through this pointer only.
+                        out: unsafe { self.out.at((first_row + inner) * n + first_column) },
+                        out_stride: n,
+                        first_row: first_row + inner,
+                        first_column,
+                        rows: rows - inner,
+                        columns,
+                        ahead: if first_row + inner == place.rows.start { AHEAD } else { 0 },
+                    };
+                    // SAFETY: the rows lie side by side from `x` on, for as many steps as the panel has.
+                    unsafe { self.rows(tile) };
                 }
             }
         }
@@ -174,10 +148,6 @@ struct WordTile<W> {
     x_stride: usize,
     steps: usize,
     weights: *const u8,
-    /// Sums begin at zero, rather than where they rest in `out`.
-    is_first: bool,
-    /// Results go to `out`, rather than sums.
-    is_last: bool,
     bias: *const f32,
     out: *mut f32,
     out_stride: usize,
@@ -193,25 +163,12 @@ struct WordTile<W> {
 ///
 /// # Safety
 /// `steps` steps of `R` rows at `x`, `steps` of the panel at `weights`; `columns` elements at `bias` and, for each row that exists,
-/// at `out`, touched by nobody else. Only sums that can rest may begin or end on the way.
+/// at `out`, written by nobody else.
 #[inline(always)]
 unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: WordTile<K::Word>) {
     let lanes = kernel.lanes();
     for first in (0..args.columns).step_by(C * LANES) {
-        let left = |c: usize| args.columns.saturating_sub(first + c * LANES).min(LANES);
-        let place = |r: usize, c: usize| args.out.wrapping_add(r * args.out_stride + first + c * LANES);
         let mut sums = [[kernel.zero(); C]; R];
-        if !args.is_first {
-            for r in 0..R {
-                if r == args.rows {
-                    break;
-                }
-                for c in 0..C {
-                    // SAFETY: so many elements exist at this place.
-                    sums[r][c] = unsafe { kernel.resume(place(r, c), left(c)) };
-                }
-            }
-        }
         for step in 0..args.steps {
             if args.ahead > 0 {
                 let wanted = args.weights.wrapping_add(step * PANEL * 4 + args.ahead);
@@ -235,15 +192,12 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
             }
             for c in 0..C {
                 let column = first + c * LANES;
-                // SAFETY: so many elements exist at both places and nobody else touches them, by the caller's promise.
+                let left = args.columns.saturating_sub(column).min(LANES);
+                // SAFETY: `left` elements exist at both places and nobody else writes them, by the caller's promise.
                 unsafe {
-                    if args.is_last {
-                        let bias = lanes.load_first(args.bias.wrapping_add(column), left(c));
-                        let results = kernel.finish(sums[r][c], args.first_row + r, args.first_column + column, bias);
-                        lanes.store_first(place(r, c), left(c), results);
-                    } else {
-                        kernel.rest(sums[r][c], place(r, c), left(c));
-                    }
+                    let bias = lanes.load_first(args.bias.wrapping_add(column), left);
+                    let results = kernel.finish(sums[r][c], args.first_row + r, args.first_column + column, bias);
+                    lanes.store_first(args.out.wrapping_add(r * args.out_stride + column), left, results);
                 }
             }
         }
