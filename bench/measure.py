@@ -70,6 +70,14 @@ def kernels(args: argparse.Namespace) -> None:
         print(f"{row['kernel']:>8} {row['size']}, {row['rows']} rows: {row['share']:.2f} of {row['bound']}", flush=True)
 
 
+def engine(args: argparse.Namespace) -> None:
+    """Prefill and decode rates without a server, in bf16 and int8."""
+    for name, flags in (("bf16", []), ("int8", ["--quantize", "int8"])):
+        print(f"\n== engine, {name}", flush=True)
+        subprocess.run([PELTON, "bench", "engine", "--model-id", args.checkpoint, *flags, "--batch", "1,8,32", "--input-tokens", "512",
+                        "--quiet", "--output", args.out / f"engine-{name}.json"], check=True, timeout=900)
+
+
 def sizes(args: argparse.Namespace, name: str, model: list[str], load: dict[int, int]) -> None:
     """512 tokens in, 128 out, at each number of users; `load` says how many requests."""
     for users, requests in load.items():
@@ -112,15 +120,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="directory of the random 1.1-billion-parameter checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="directory for raw rows")
-    parser.add_argument("--only", choices=["kernels", "loading", "fake", "demo", "tinyllama"], action="append")
+    parser.add_argument("--only", choices=["kernels", "engine", "loading", "fake", "demo", "tinyllama", "tinyllama-int8"], action="append")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     cases = {
         "kernels": lambda: kernels(args),
+        "engine": lambda: engine(args),
         "loading": lambda: loading(args),
         "fake": lambda: own_cost(args),
         "demo": lambda: sizes(args, "demo", [], {1: 8, 8: 48, 32: 128}),
         "tinyllama": lambda: sizes(args, "tinyllama", ["--model-id", args.checkpoint], {1: 2, 8: 8, 32: 32}),
+        "tinyllama-int8": lambda: sizes(args, "tinyllama-int8", ["--model-id", args.checkpoint, "--quantize", "int8"],
+                                        {1: 2, 8: 8, 32: 32}),
     }
     for name, run in cases.items():
         if not args.only or name in args.only:
