@@ -5,95 +5,184 @@ use std::cmp::Ordering;
 use pelton_backend::TokenId;
 
 use super::SamplingParams;
+use super::survey::Survey;
 
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
     pub(super) token: u32,
+    /// Finite.
     pub(super) logit: f32,
     /// Probability, up to a factor that all candidates share; the likeliest has 1.
     pub(super) weight: f64,
 }
 
-/// Draws a token from `row` (`[vocab]`, processed logits) under `params`; `uniform` is in `0.0..1.0`.
+/// In which order candidates are walked through by a draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DrawOrder {
+    /// As they stand.
+    AsGiven,
+    /// The likeliest first, wherever they stand.
+    LikeliestFirst,
+}
+
+/// Whether a draw needs the weight of the whole row: [`draw`] and [`keep_candidates`] ask the survey for it.
+pub(super) fn needs_total(params: &SamplingParams, vocab_size: usize) -> bool {
+    !params.is_greedy()
+        && top_k(params, vocab_size).is_none()
+        && (params.top_p < 1.0 || is_unfiltered(params, vocab_size))
+}
+
+fn is_unfiltered(params: &SamplingParams, vocab_size: usize) -> bool {
+    top_k(params, vocab_size).is_none() && params.top_p >= 1.0 && params.min_p <= 0.0 && params.typical_p >= 1.0
+}
+
+fn top_k(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
+    Some(params.top_k as usize).filter(|&k| 0 < k && k < vocab_size)
+}
+
+/// Draws a token from `row` (`[vocab]`, processed logits, as `survey` has read it) under `params`; `uniform` is in `0.0..1.0`.
 ///
 /// NaN counts as impossible, positive infinity as the greatest finite number. `None` when every token is impossible.
 /// `candidates` is scratch.
 pub(super) fn draw(
     row: &[f32],
+    survey: &mut Survey,
     params: &SamplingParams,
     uniform: f64,
     candidates: &mut Vec<Candidate>,
 ) -> Option<TokenId> {
-    keep_candidates(row, params, candidates);
-    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-    let mut rest = uniform * total;
-    for candidate in &*candidates {
-        rest -= candidate.weight;
-        if rest < 0.0 {
-            return Some(TokenId(candidate.token));
-        }
+    if is_unfiltered(params, row.len()) {
+        return survey.pick(row, params.temperature, uniform);
     }
-    // Rounding may leave a crumb.
-    candidates.last().map(|candidate| TokenId(candidate.token))
+    let order = keep_candidates(row, survey, params, candidates);
+    let target = uniform * sum(candidates);
+    let drawn = match order {
+        DrawOrder::AsGiven => reach(candidates, target.next_up()),
+        DrawOrder::LikeliestFirst => reach_by_likelihood(candidates, target.next_up()),
+    };
+    candidates.get(drawn).map(|candidate| TokenId(candidate.token))
 }
 
 /// Leaves in `candidates` what temperature, top-k, top-p, min-p and typical-p keep, applied in this order, each to what the one
 /// before left (renormalised). At least one token stays, unless all are impossible.
-pub(super) fn keep_candidates(row: &[f32], params: &SamplingParams, candidates: &mut Vec<Candidate>) {
+pub(super) fn keep_candidates(
+    row: &[f32],
+    survey: &mut Survey,
+    params: &SamplingParams,
+    candidates: &mut Vec<Candidate>,
+) -> DrawOrder {
+    /// What is so far below the greatest, in units of the temperature, can never be drawn.
+    const DEEPEST: f32 = 87.0;
     candidates.clear();
-    let possible = |&(_, &logit): &(usize, &f32)| logit > f32::NEG_INFINITY;
-    candidates.extend(row.iter().enumerate().filter(possible).map(|(token, &logit)| Candidate {
-        token: token as u32,
-        logit: logit.min(f32::MAX),
-        weight: 0.0,
-    }));
-    let top_k = params.top_k as usize;
-    let is_ordered = 0 < top_k && top_k < candidates.len();
-    if is_ordered {
-        candidates.select_nth_unstable_by(top_k - 1, likelier_first);
-        candidates.truncate(top_k);
-        candidates.sort_unstable_by(likelier_first);
+    if survey.greatest() == f32::NEG_INFINITY {
+        return DrawOrder::AsGiven;
     }
-    let greatest = candidates.iter().fold(f32::NEG_INFINITY, |greatest, candidate| greatest.max(candidate.logit));
-    for candidate in &mut *candidates {
-        candidate.weight = f64::from(((candidate.logit - greatest) / params.temperature).exp());
-    }
-    // What underflows can never be drawn.
-    candidates.retain(|candidate| candidate.weight > 0.0);
-    if params.top_p < 1.0 {
-        keep_top_p(candidates, params.top_p.into(), is_ordered);
+    let mut order = DrawOrder::AsGiven;
+    if let Some(k) = top_k(params, row.len()) {
+        if survey.gather_likeliest(row, k, candidates) {
+            order = DrawOrder::LikeliestFirst;
+        }
+        survey.weigh(candidates, params.temperature);
+        candidates.retain(|candidate| candidate.weight > 0.0);
+        if params.top_p < 1.0 {
+            keep_top_p(candidates, f64::from(params.top_p) * sum(candidates));
+            order = DrawOrder::LikeliestFirst;
+        }
+    } else if params.top_p < 1.0 {
+        gather_top_p(row, survey, params, DEEPEST, candidates);
+        order = DrawOrder::LikeliestFirst;
+    } else {
+        // A little more than min-p keeps: rounding must not decide here.
+        let depth = if params.min_p > 0.0 { (0.01 - params.min_p.min(1.0).ln()).min(DEEPEST) } else { DEEPEST };
+        survey.gather(row, level(survey, params, depth), None, candidates);
+        survey.weigh(candidates, params.temperature);
+        candidates.retain(|candidate| candidate.weight > 0.0);
     }
     if params.min_p > 0.0 {
         candidates.retain(|candidate| candidate.weight >= f64::from(params.min_p.min(1.0)));
     }
     if params.typical_p < 1.0 {
         keep_typical(candidates, params.typical_p.into());
+        order = DrawOrder::AsGiven;
     }
+    order
 }
 
-/// The smallest set of likeliest candidates that has `top_p` of the weight (Holtzman et al. 2020).
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64, is_ordered: bool) {
-    let wanted = top_p * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
-    let mut sum = 0.0;
-    let mut num_ordered = if is_ordered { candidates.len() } else { 0 };
-    for index in 0..candidates.len() {
-        if index == num_ordered {
-            // Sorting a whole vocabulary for the few tokens at its top would cost more than the rest together.
-            num_ordered = (4 * num_ordered).max(64).min(candidates.len());
-            let rest = &mut candidates[index..];
-            let next = num_ordered - index;
-            if next < rest.len() {
-                rest.select_nth_unstable_by(next - 1, likelier_first);
-            }
-            rest[..next].sort_unstable_by(likelier_first);
+/// The logit `depth` temperatures below the greatest.
+fn level(survey: &Survey, params: &SamplingParams, depth: f32) -> f32 {
+    (f64::from(survey.greatest()) - f64::from(depth) * f64::from(params.temperature)) as f32
+}
+
+/// The smallest set of likeliest tokens that has `top_p` of the weight (Holtzman et al. 2020): those above a threshold, which is
+/// lowered until they have enough; only among the last to come in is the exact end looked for.
+fn gather_top_p(
+    row: &[f32],
+    survey: &mut Survey,
+    params: &SamplingParams,
+    deepest: f32,
+    candidates: &mut Vec<Candidate>,
+) {
+    let wanted = f64::from(params.top_p) * survey.total(params.temperature);
+    let (mut depth, mut below, mut before) = (2.0, None, 0.0);
+    loop {
+        let from = level(survey, params, depth);
+        let first = candidates.len();
+        survey.gather(row, from, below, candidates);
+        let added = &mut candidates[first..];
+        survey.weigh(added, params.temperature);
+        let weight = sum(added);
+        if before + weight >= wanted && !added.is_empty() {
+            let last = first + reach_by_likelihood(added, wanted - before);
+            candidates.truncate(last + 1);
+            break;
         }
-        sum += candidates[index].weight;
-        if sum >= wanted {
-            candidates.truncate(index + 1);
-            return;
+        if depth >= deepest {
+            break;
+        }
+        (depth, below, before) = ((2.0 * depth).min(deepest), Some(from), before + weight);
+    }
+    candidates.retain(|candidate| candidate.weight > 0.0);
+}
+
+/// Leaves the likeliest candidates that together weigh `wanted`, in no order.
+fn keep_top_p(candidates: &mut Vec<Candidate>, wanted: f64) {
+    let last = reach_by_likelihood(candidates, wanted);
+    candidates.truncate(last + 1);
+}
+
+fn sum(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| candidate.weight).sum()
+}
+
+/// The first index up to which candidates weigh `wanted`; the last when rounding leaves a crumb.
+fn reach(candidates: &[Candidate], wanted: f64) -> usize {
+    let mut sum = 0.0;
+    let crossing = candidates.iter().position(|candidate| {
+        sum += candidate.weight;
+        sum >= wanted
+    });
+    crossing.unwrap_or(candidates.len().saturating_sub(1))
+}
+
+/// As [`reach`] in the order of likelihood, into which candidates are brought only as far as needed: those before the index are
+/// likelier than the one there, those after it are not.
+fn reach_by_likelihood(candidates: &mut [Candidate], wanted: f64) -> usize {
+    const FEW: usize = 48;
+    let (mut first, mut end, mut before) = (0, candidates.len(), 0.0);
+    while end - first > FEW {
+        // Weight gathers at the likely end.
+        let split = (end - first) / 4;
+        candidates[first..end].select_nth_unstable_by(split, likelier_first);
+        let weight = sum(&candidates[first..first + split]);
+        if before + weight >= wanted {
+            end = first + split;
+        } else {
+            (first, before) = (first + split, before + weight);
         }
     }
+    candidates[first..end].sort_unstable_by(likelier_first);
+    first + reach(&candidates[first..end], wanted - before)
 }
 
 /// The smallest set that has `mass` of the weight, nearest first to the entropy in information content (Meister et al. 2022).
@@ -117,7 +206,7 @@ fn keep_typical(candidates: &mut Vec<Candidate>, mass: f64) {
 }
 
 /// Greater logits first; of equals the lower token.
-fn likelier_first(a: &Candidate, b: &Candidate) -> Ordering {
+pub(super) fn likelier_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
@@ -146,9 +235,19 @@ mod tests {
         SamplingParams { temperature: 1.0, ..SamplingParams::default() }
     }
 
+    fn survey(row: &[f32], params: &SamplingParams) -> Survey {
+        let mut survey = Survey::new(pulp::Arch::new());
+        survey.read(row, [params.temperature]);
+        survey
+    }
+
+    fn drawn(row: &[f32], params: &SamplingParams, uniform: f64) -> Option<u32> {
+        draw(row, &mut survey(row, params), params, uniform, &mut Vec::new()).map(|token| token.0)
+    }
+
     fn kept(row: &[f32], params: &SamplingParams) -> Vec<u32> {
         let mut candidates = Vec::new();
-        keep_candidates(row, params, &mut candidates);
+        keep_candidates(row, &mut survey(row, params), params, &mut candidates);
         let mut tokens: Vec<u32> = candidates.iter().map(|candidate| candidate.token).collect();
         tokens.sort_unstable();
         tokens
@@ -179,8 +278,8 @@ mod tests {
         let row: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|probability| probability.ln()).collect();
         let mut counts = [0u32; 4];
         for position in 0..16_000 {
-            let token = draw(&row, &params(), uniform(1, 0, position), &mut Vec::new()).unwrap();
-            counts[token.0 as usize] += 1;
+            let token = drawn(&row, &params(), uniform(1, 0, position)).unwrap();
+            counts[token as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip([8000i32, 4000, 2000, 2000]) {
             // Standard deviations are below 64: five of them.
@@ -193,7 +292,8 @@ mod tests {
         let row = [0.0, 1.0];
         let share = |temperature: f32| {
             let mut candidates = Vec::new();
-            keep_candidates(&row, &SamplingParams { temperature, ..params() }, &mut candidates);
+            let params = SamplingParams { temperature, ..params() };
+            keep_candidates(&row, &mut survey(&row, &params), &params, &mut candidates);
             candidates[0].weight
         };
         assert!((share(1.0) - (-1.0f64).exp()).abs() < 1e-7);
@@ -214,7 +314,7 @@ mod tests {
         let all = SamplingParams { top_k: 3, top_p: 0.9, min_p: 0.1, typical_p: 0.9, ..params() };
         for params in [params(), all] {
             assert_eq!(kept(&[nan, -inf, nan], &params), [] as [u32; 0]);
-            assert_eq!(draw(&[nan, -inf], &params, 0.5, &mut Vec::new()), None);
+            assert_eq!(drawn(&[nan, -inf], &params, 0.5), None);
             assert_eq!(kept(&[nan, 1.0, -inf], &params), [1]);
             assert_eq!(kept(&[inf, 1.0, nan, f32::MAX], &params), [0, 3]);
         }
@@ -304,10 +404,10 @@ mod tests {
         ) {
             let row: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
             let params = SamplingParams { top_p, typical_p, ..params() };
-            let token = draw(&row, &params, uniform, &mut Vec::new());
+            let token = drawn(&row, &params, uniform);
             let any_possible = row.iter().any(|&logit| logit > f32::NEG_INFINITY);
             prop_assert_eq!(token.is_some(), any_possible);
-            if let Some(TokenId(token)) = token {
+            if let Some(token) = token {
                 prop_assert!(row[token as usize] > f32::NEG_INFINITY);
             }
         }

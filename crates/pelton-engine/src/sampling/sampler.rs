@@ -4,8 +4,9 @@
 
 use pelton_backend::TokenId;
 
-use super::draw::{Candidate, draw, uniform};
+use super::draw::{Candidate, draw, likelier_first, needs_total, uniform};
 use super::processors;
+use super::survey::Survey;
 use crate::event::SampledToken;
 use crate::scheduler::{StepPlan, StepSamples};
 use crate::sequence::Sequence;
@@ -18,12 +19,19 @@ pub(crate) struct Sampler {
     row: Vec<f32>,
     /// `[vocab]`, zero between rows.
     counts: Vec<u32>,
+    survey: Survey,
     candidates: Vec<Candidate>,
 }
 
 impl Sampler {
     pub(crate) fn new(vocab_size: usize) -> Self {
-        Self { vocab_size, row: Vec::with_capacity(vocab_size), counts: vec![0; vocab_size], candidates: Vec::new() }
+        Self {
+            vocab_size,
+            row: Vec::with_capacity(vocab_size),
+            counts: vec![0; vocab_size],
+            survey: Survey::new(pulp::Arch::new()),
+            candidates: Vec::new(),
+        }
     }
 
     /// Samples for each span of `plan` that wants it. `logits`: `[logit_rows, vocab]`; `running` as it was planned.
@@ -40,7 +48,8 @@ impl Sampler {
             let sequence = &running[span.running_index];
             let foretold = sequence.tokens().iter().skip(span.first_foretold as usize);
             for (&token, row) in foretold.zip(rows.by_ref().take(span.num_prompt_logits as usize)) {
-                samples.prompt_logprobs.push(log_probability(row, token, log_sum_exp(row)));
+                self.survey.read(row, [1.0]);
+                samples.prompt_logprobs.push(log_probability(row, token, self.survey.log_sum()));
             }
             if span.samples
                 && let Some(row) = rows.next()
@@ -54,20 +63,36 @@ impl Sampler {
     pub(crate) fn sample_row(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
         let params = &sequence.group.sampling;
         let report = sequence.group.report;
+        let reports = report.logprobs || report.top_n > 0;
         let is_changed = self.process(logits, sequence);
-        let row = if is_changed { &self.row } else { logits };
+        let Self { row, survey, candidates, .. } = self;
+        let row = if is_changed { row.as_slice() } else { logits };
+        // One pass for both sums, unless they are of different rows.
+        let drawn_at = needs_total(params, row.len()).then_some(params.temperature);
+        match (drawn_at, reports && !is_changed) {
+            (Some(temperature), true) if temperature != 1.0 => survey.read(row, [temperature, 1.0]),
+            (Some(temperature), _) => survey.read(row, [temperature]),
+            (None, true) => survey.read(row, [1.0]),
+            (None, false) => survey.read(row, []),
+        }
         let id = if params.is_greedy() {
-            likeliest(row)?
+            survey.likeliest(row)?
         } else {
             let uniform = uniform(params.seed, sequence.choice, sequence.num_known());
-            draw(row, params, uniform, &mut self.candidates)?
+            draw(row, survey, params, uniform, candidates)?
         };
-        if !report.logprobs && report.top_n == 0 {
+        if !reports {
             return Some(SampledToken { id, logprob: None, top: Vec::new() });
         }
-        let log_sum = log_sum_exp(logits);
+        if is_changed {
+            survey.read(logits, [1.0]);
+        }
+        let log_sum = survey.log_sum();
         let logprob = report.logprobs.then(|| log_probability(logits, id, log_sum));
-        Some(SampledToken { id, logprob, top: top_n(logits, report.top_n.into(), log_sum) })
+        survey.gather_likeliest(logits, report.top_n.into(), candidates);
+        candidates.sort_unstable_by(likelier_first);
+        let top = candidates.iter().map(|likely| (TokenId(likely.token), (f64::from(likely.logit) - log_sum) as f32));
+        Some(SampledToken { id, logprob, top: top.collect() })
     }
 
     /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
@@ -98,65 +123,10 @@ impl Sampler {
     }
 }
 
-/// The token with the greatest logit, of equals the lowest; `None` when all are impossible.
-fn likeliest(row: &[f32]) -> Option<TokenId> {
-    // Whole pieces have their maximum in vector registers; only the best piece is looked through one by one.
-    const PIECE: usize = 256;
-    let (mut best, mut best_piece) = (f32::NEG_INFINITY, 0);
-    for (index, piece) in row.chunks(PIECE).enumerate() {
-        let greatest = greatest(piece);
-        if greatest > best {
-            (best, best_piece) = (greatest, index);
-        }
-    }
-    let first = best_piece * PIECE;
-    let within = row[first..].iter().position(|&logit| logit == best && logit > f32::NEG_INFINITY)?;
-    Some(TokenId((first + within) as u32))
-}
-
-/// The greatest of `piece`, NaN left out; negative infinity when there is none.
-fn greatest(piece: &[f32]) -> f32 {
-    let max = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = piece.chunks_exact(16);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane = max(*lane, logit);
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |greatest, &logit| max(greatest, logit))
-}
-
-/// `ln(sum(exp(row)))`, NaN left out and infinity taken as the greatest finite number. Negative infinity when nothing is possible.
-fn log_sum_exp(row: &[f32]) -> f64 {
-    let greatest = greatest(row).min(f32::MAX);
-    if greatest == f32::NEG_INFINITY {
-        return f64::NEG_INFINITY;
-    }
-    let possible = row.iter().filter(|logit| !logit.is_nan());
-    let sum: f64 = possible.map(|&logit| f64::from((logit.min(f32::MAX) - greatest).exp())).sum();
-    f64::from(greatest) + sum.ln()
-}
-
 /// Log-probability of `token`; negative infinity for what is impossible.
 fn log_probability(row: &[f32], token: TokenId, log_sum: f64) -> f32 {
     let logit = row[token.0 as usize];
     if logit > f32::NEG_INFINITY { (f64::from(logit.min(f32::MAX)) - log_sum) as f32 } else { f32::NEG_INFINITY }
-}
-
-/// The `n` likeliest tokens, best first, of equals the lowest first. Fewer when fewer are possible.
-fn top_n(row: &[f32], n: usize, log_sum: f64) -> Vec<(TokenId, f32)> {
-    let mut top: Vec<(f32, u32)> = Vec::with_capacity(n.min(row.len()));
-    for (token, &logit) in row.iter().enumerate() {
-        let least = if top.len() < n { f32::NEG_INFINITY } else { top.last().map_or(f32::INFINITY, |last| last.0) };
-        if logit > least {
-            top.truncate(n - 1);
-            let at = top.partition_point(|&(other, _)| other >= logit);
-            top.insert(at, (logit, token as u32));
-        }
-    }
-    top.into_iter().map(|(_, token)| (TokenId(token), log_probability(row, TokenId(token), log_sum))).collect()
 }
 
 #[cfg(test)]
@@ -250,29 +220,43 @@ mod tests {
     #[test]
     fn hostile_rows_have_log_probabilities_too() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
-        assert_eq!(log_probability(&[inf, nan, 0.0], TokenId(0), log_sum_exp(&[inf, nan, 0.0])), 0.0);
-        assert_eq!(log_probability(&[inf, nan, 0.0], TokenId(1), log_sum_exp(&[inf, nan, 0.0])), -inf);
-        assert_eq!(top_n(&[nan, -inf, 1.0], 3, log_sum_exp(&[nan, -inf, 1.0])), [(TokenId(2), 0.0)]);
+        let told = |logits: &[f32]| {
+            let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: false };
+            sample(logits, &sequence(SamplingParams::default(), StoppingParams::default(), report, 0)).unwrap()
+        };
+        let sampled = told(&[inf, nan, 0.0, nan]);
+        assert_eq!((sampled.id, sampled.logprob, &sampled.top[0]), (TokenId(0), Some(0.0), &(TokenId(0), 0.0)));
+        assert_eq!(sampled.top.iter().map(|top| top.0).collect::<Vec<_>>(), [TokenId(0), TokenId(2)]);
+        assert_eq!(told(&[nan, -inf, 1.0, -inf]).top, [(TokenId(2), 0.0)]);
+        assert_eq!(log_probability(&[inf, nan, -inf], TokenId(1), 0.0), -inf);
+        assert_eq!(log_probability(&[inf, nan, -inf], TokenId(2), 0.0), -inf);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
         #[test]
-        fn top_n_and_likeliest_are_the_beginning_of_the_sorted_row(
-            row in prop::collection::vec(prop_oneof![8 => (-4i8..4).prop_map(f32::from), 1 => Just(f32::NAN)], 1..600),
-            n in 0usize..40,
+        fn greedy_and_the_likeliest_told_are_the_beginning_of_the_sorted_row(
+            mut row in prop::collection::vec(prop_oneof![8 => (-4i8..4).prop_map(f32::from), 1 => Just(f32::NAN)], 4..600),
+            num_copies in prop_oneof![4 => Just(1usize), 1 => 2usize..40],
+            n in 0u8..=255,
         ) {
+            row = row.repeat(num_copies);
             let mut order: Vec<u32> = (0..row.len() as u32).filter(|&token| !row[token as usize].is_nan()).collect();
             order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
-            prop_assert_eq!(likeliest(&row), order.first().copied().map(TokenId));
-            let log_sum = log_sum_exp(&row);
-            order.truncate(n);
-            let top = top_n(&row, n, log_sum);
-            prop_assert_eq!(top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), order);
-            let exact: f64 = row.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
-            if exact > 0.0 {
-                prop_assert!((log_sum - exact.ln()).abs() < 1e-5);
+            let report = ReportParams { logprobs: true, top_n: n, prompt_logprobs: false };
+            let sequence = sequence(SamplingParams::default(), StoppingParams::default(), report, 0);
+            let Some(sampled) = sample(&row, &sequence) else {
+                prop_assert!(order.is_empty());
+                return Ok(());
+            };
+            prop_assert_eq!(sampled.id.0, order[0]);
+            order.truncate(n.into());
+            prop_assert_eq!(sampled.top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), order);
+            let sum: f64 = row.iter().filter(|logit| !logit.is_nan()).map(|&logit| f64::from(logit).exp()).sum();
+            for (token, logprob) in sampled.top.into_iter().chain(sampled.logprob.map(|logprob| (sampled.id, logprob))) {
+                let exact = f64::from(row[token.0 as usize]) - sum.ln();
+                prop_assert!((f64::from(logprob) - exact).abs() < 1e-5, "{logprob} instead of {exact}");
             }
         }
     }
