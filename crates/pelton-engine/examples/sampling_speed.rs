@@ -1,7 +1,7 @@
 //! What a step costs beside the model: microseconds per row from the logits to the event, by how tokens are chosen.
 //!
 //! `cargo run --release -p pelton-engine --example sampling_speed`. The model hands out rows made beforehand and notes the time
-//! between two of its calls: sampling, bookkeeping, sending. Medians over the steps; the worst step of a busy machine does not count.
+//! between two of its calls: sampling, bookkeeping, sending. Medians over the steps of a run.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
