@@ -25,14 +25,14 @@
 //! | temperature 0.8, top-k 50, told | 2,325 | 74 | 2,911 | 130 |
 //!
 //! Reading a row from memory takes 69 of these, behind which the arithmetic hides only in part. A row of 32,000 takes 25 to 30
-//! drawn and up to 47 told, before 600 to 1,200. A row in which nothing stands out (a bell of standard deviation 2, of which top-p 0.9 keeps
-//! tens of thousands) still takes 3,100, at 32,000 tokens 700 to 900 where it took 2,800 to 3,400.
+//! drawn and up to 47 told, before 600 to 1,200. A row in which nothing stands out (a bell of standard deviation 2, of which top-p 0.9
+//! keeps a tenth) still takes 3,100 to 4,400, at 32,000 tokens 700 to 900 where it took 2,000 to 3,400.
 //!
 //! What was tried: sums of lanes folded where they arise (the compiler then adds in eight narrow registers: 134 instead of 69 for one sum of
 //! a row in cache); Horner's scheme instead of Estrin's, and each piece's greatest before its weights instead of beside the weights of
 //! the piece before (67 to 45 for one sum together, 100 to 78 for two; of the latter alone, for rows from memory: 121 to 101 and 154 to
-//! 116); touching yet another piece ahead, so that it is under way (for rows from memory 131 and 165: worse); multiplication and addition apart would cost 18 operations
-//! instead of 12 for each weight.
+//! 116); touching yet another piece ahead, so that it is under way (for rows from memory 131 and 165: worse). Multiplication and
+//! addition apart would cost 18 operations instead of 12 for each weight.
 mod draw;
 mod exponential;
 mod params;
