@@ -5,7 +5,8 @@ Stages (each is a sub-command, run in this order):
   fetch      download the pinned packages (wheels through pip, crates through cargo)
   build      filter, deduplicate and split the files into train / held-out JSON lines
   tokenizer  train the byte-level BPE tokenizer on a sample of the training part
-  tokens     turn the training part into two flat token streams (context 512 and 2048)
+  tokens     turn the training part into three flat token streams: general (context 256),
+             functions (512) and long (2048)
 
 Everything is written under one data directory, outside the repository.  The corpus
 is permissively licensed source code only; `sources.json` holds the exact list.
@@ -14,6 +15,7 @@ is permissively licensed source code only; `sources.json` holds the exact list.
 from __future__ import annotations
 
 import argparse
+import ast
 import glob
 import hashlib
 import json
@@ -340,29 +342,92 @@ def stream(docs: list[dict], hi: int, rng: random.Random):
                 yield text + EOT
 
 
-def tokens(data: str) -> None:
-    """Write tokens512.bin and tokens2048.bin (uint16), the latter over the files in reverse order."""
+def without_docstring(lines: list[str], node) -> str:
+    """The source of one Python function; its docstring is left out where other statements remain."""
+    first, last = min([node.lineno] + [d.lineno for d in node.decorator_list]) - 1, node.end_lineno
+    doc = node.body[0]
+    if ast.get_docstring(node, clean=False) is None or len(node.body) == 1:
+        return "".join(lines[first:last])
+    return "".join(lines[first:doc.lineno - 1] + lines[doc.end_lineno:last])
+
+
+def python_functions(text: str):
+    """Top-level functions of 80 to 1,200 bytes, without their docstrings: prose is half of such files."""
+    lines = text.splitlines(keepends=True)
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.lineno < node.body[0].lineno:
+            source = without_docstring(lines, node)
+            if 80 <= len(source) <= 1200:
+                yield source
+
+
+def rust_functions(text: str):
+    """Top-level functions of 80 to 1,200 bytes, without the comments before them."""
+    for piece in split_toplevel(text, "rust"):
+        piece = "".join(l for l in piece.splitlines(keepends=True) if not l.startswith(("//", "#[")))
+        if piece.startswith(("fn ", "pub fn ")) and 80 <= len(piece) <= 1200:
+            yield piece.rstrip("\n") + "\n"
+
+
+def fim_line(text: str, rng: random.Random) -> str:
+    """Prefix, suffix, middle with the middle one or two whole lines, as an editor asks for them."""
+    lines = text.splitlines(keepends=True)
+    i = rng.randrange(1, len(lines))
+    middle = "".join(lines[i:i + rng.choice((1, 1, 1, 2))])
+    a = sum(map(len, lines[:i])) + len(middle) - len(middle.lstrip(" \t"))
+    b = sum(map(len, lines[:i])) + len(middle.rstrip("\n"))
+    b = max(a, b)
+    return FIM_PREFIX + text[:a] + FIM_SUFFIX + text[b:] + FIM_MIDDLE + text[a:b] + EOT
+
+
+def function_stream(docs: list[dict], rng: random.Random):
+    """Small functions on their own, 40 % of them cut for FIM."""
+    for d in docs:
+        text = d["text"]
+        if any(special in text for special in SPECIALS):
+            continue
+        try:
+            pieces = list(python_functions(text) if d["lang"] == "python" else rust_functions(text))
+        except (SyntaxError, ValueError):
+            continue
+        for piece in pieces:
+            if piece.count("\n") > 2 and rng.random() < 0.4:
+                yield fim_line(piece, rng)
+            else:
+                yield piece + EOT
+
+
+def write_tokens(data: str, name: str, texts: list[str]) -> None:
+    """Encode the texts one after the other into a flat file of uint16 ids."""
     from tokenizers import Tokenizer
     tok = Tokenizer.from_file(os.path.join(HERE, "tokenizer.json"))
+    n = 0
+    with open(os.path.join(data, name + ".bin"), "wb") as f:
+        for i in range(0, len(texts), 2000):
+            for e in tok.encode_batch(texts[i:i + 2000]):
+                f.write(np.array(e.ids, dtype=np.uint16).tobytes())
+                n += len(e.ids)
+    print(name, n, "tokens", sum(len(t.encode()) for t in texts) / n, "bytes per token", flush=True)
+
+
+def mixed(texts: list[str], rng: random.Random) -> list[str]:
+    """Pieces of one file lie together; a shuffle of blocks of eight mixes them."""
+    blocks = [texts[i:i + 8] for i in range(0, len(texts), 8)]
+    rng.shuffle(blocks)
+    return [t for b in blocks for t in b]
+
+
+def tokens(data: str) -> None:
+    """Write general.bin, functions.bin and long.bin (uint16)."""
     docs = [d for d in read_docs(data, "train") for _ in range(REPEAT.get(d["source"], 1))]
     random.Random(2).shuffle(docs)
-    for name, hi, part in (("tokens512", 1500, docs), ("tokens2048", 6500, docs[::-1])):
-        rng = random.Random(3)
-        if name == "tokens2048":
-            part = part[:len(part) // 3]  # the long phase is short in time
-        texts = list(stream(part, hi, rng))
-        if name == "tokens512":
-            # Pieces of one file lie together; a shuffle of blocks mixes them.
-            blocks = [texts[i:i + 8] for i in range(0, len(texts), 8)]
-            rng.shuffle(blocks)
-            texts = [t for b in blocks for t in b]
-        n = 0
-        with open(os.path.join(data, name + ".bin"), "wb") as f:
-            for i in range(0, len(texts), 2000):
-                for e in tok.encode_batch(texts[i:i + 2000]):
-                    f.write(np.array(e.ids, dtype=np.uint16).tobytes())
-                    n += len(e.ids)
-        print(name, n, "tokens", sum(len(t.encode()) for t in texts) / n, "bytes per token", flush=True)
+    rng = random.Random(3)
+    write_tokens(data, "general", mixed(list(stream(docs, 1500, rng)), rng))
+    rng = random.Random(3)
+    # The long phase is short in time; it reads the other end of the list.
+    write_tokens(data, "long", list(stream(docs[::-1][:len(docs) // 3], 6500, rng)))
+    rng = random.Random(4)
+    write_tokens(data, "functions", mixed(list(function_stream(docs, rng)), rng))
 
 
 if __name__ == "__main__":

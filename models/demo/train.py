@@ -1,8 +1,9 @@
 """Train the demo model from scratch on a CPU, by the clock.
 
 The learning rate follows the elapsed time and reaches zero at `--minutes`, so the run
-ends when it has to, on whatever machine.  The window grows from 256 tokens (small batches,
-many steps) through 512 to 2048 at the end, so that every position of the context is learnt.
+ends when it has to, on whatever machine.  Three phases: general text in windows of 256
+tokens, whole files in windows of 2048, so that every position of the context is learnt, and
+at last, while the rate reaches zero, small functions in windows of 512.
 
 Hidden matrices use Muon (momentum orthogonalised by Newton-Schulz), which needs clearly
 fewer tokens than AdamW; embeddings and norms use AdamW.
@@ -182,9 +183,8 @@ class Muon(torch.optim.Optimizer):
 class Windows:
     """Consecutive windows of a token stream, one epoch after the other, in shuffled order."""
 
-    def __init__(self, path: str, length: int, batch: int, seed: int, part=(0.0, 1.0)):
-        data = np.memmap(path, dtype=np.uint16, mode="r")
-        self.data = data[int(part[0] * len(data)):int(part[1] * len(data))]
+    def __init__(self, path: str, length: int, batch: int, seed: int):
+        self.data = np.memmap(path, dtype=np.uint16, mode="r")
         self.length, self.batch, self.seed, self.pos, self.epoch = length, batch, seed, 0, -1
         self.order = np.zeros(0, dtype=np.int64)
 
@@ -239,10 +239,10 @@ def main() -> None:
     ap.add_argument("--tokens-per-step", type=int, default=8192)
     ap.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon")
     ap.add_argument("--adam-lr", type=float, default=0.003, help="peak learning rate of AdamW")
-    ap.add_argument("--long", type=float, default=0.10, help="last part of the time, at context 2048")
-    ap.add_argument("--short", type=float, default=0.35,
+    ap.add_argument("--long", type=float, default=0.08, help="part of the time after that, at context 2048")
+    ap.add_argument("--general", type=float, default=0.6,
                     help="first part of the time, at context 256 and half the tokens per step")
-    ap.add_argument("--decay", type=float, default=0.6, help="part of the time in which the rate falls")
+    ap.add_argument("--decay", type=float, default=0.4, help="last part of the time, in which the rate falls")
     ap.add_argument("--save-every", type=float, default=4, help="minutes between checkpoints")
     ap.add_argument("--compile", action="store_true")
     ap.add_argument("--resume", action="store_true")
@@ -260,10 +260,10 @@ def main() -> None:
             torch.optim.AdamW(others, lr=a.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     print(f"{sum(p.numel() for p in model.parameters())/1e6:.2f} M parameters", flush=True)
 
-    short = os.path.join(a.data, "tokens512.bin")
-    streams = {256: Windows(short, 256, a.tokens_per_step // 512, 5, (0.0, 0.25)),
-               512: Windows(short, 512, a.tokens_per_step // 512, 10, (0.25, 1.0)),
-               2048: Windows(os.path.join(a.data, "tokens2048.bin"), 2048, a.tokens_per_step // 2048, 20)}
+    phases = [("general", 256, a.tokens_per_step // 512, 5), ("functions", 512, a.tokens_per_step // 512, 10),
+              ("long", 2048, a.tokens_per_step // 2048, 20)]
+    streams = {name: Windows(os.path.join(a.data, name + ".bin"), context, batch, seed)
+               for name, context, batch, seed in phases}
     held_ids, held_bytes = load_heldout(a.data, "python")
     loss_fn = torch.compile(model.loss, dynamic=False) if a.compile else model.loss
 
@@ -295,13 +295,13 @@ def main() -> None:
 
     while elapsed < total and not (a.max_steps and step >= a.max_steps):
         done = elapsed / total
-        context = 2048 if done > 1 - a.long else 512 if done > a.short else 256
+        stream = streams["general" if done < a.general else "long" if done < a.general + a.long else "functions"]
         factor = min(1.0, (step + 1) / 80, max(0.0, (1 - done) / a.decay))
         for o in opts:
             for g in o.param_groups:
                 g["lr"] = factor * (a.lr if o is opts[0] else a.adam_lr)
         opts[0].param_groups[0]["momentum"] = min(0.95, 0.85 + 0.1 * step / 200)
-        x, y = streams[context].next()
+        x, y = stream.next()
         loss = loss_fn(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -323,9 +323,9 @@ def main() -> None:
                 elapsed = time.monotonic() - start
             mean = sum(recent) / len(recent)
             recent = []
-            writer.writerow([step, tokens, f"{elapsed/60:.2f}", f"{factor:.4f}", context, f"{mean:.4f}", bpb])
+            writer.writerow([step, tokens, f"{elapsed/60:.2f}", f"{factor:.4f}", stream.length, f"{mean:.4f}", bpb])
             log.flush()
-            print(f"step {step} tokens {tokens/1e6:.2f}M min {elapsed/60:.1f} lr {factor:.3f} ctx {context} "
+            print(f"step {step} tokens {tokens/1e6:.2f}M min {elapsed/60:.1f} lr {factor:.3f} ctx {stream.length} "
                   f"loss {mean:.3f} {speed:.0f} tok/s {'bpb ' + bpb if bpb else ''}", flush=True)
     save()
     print("finished", flush=True)

@@ -33,6 +33,7 @@
 //! the piece before (67 to 45 for one sum together, 100 to 78 for two; of the latter alone, for rows from memory: 121 to 101 and 154 to
 //! 116); touching yet another piece ahead, so that it is under way (for rows from memory 131 and 165: worse). Multiplication and
 //! addition apart would cost 18 operations instead of 12 for each weight.
+
 mod draw;
 mod exponential;
 mod params;
