@@ -52,20 +52,25 @@ fn run(plan: &BenchPlan) -> Report {
     pelton_bench::run(plan, Vec::new(), false).expect("the server answers")
 }
 
+/// How long a test waits for a quiet moment.
+const PATIENCE: Duration = Duration::from_secs(240);
+
 type Metric = fn(&Summary) -> &Option<Distribution>;
 
 /// The claim of this tool: medians lie within a millisecond of what the server did.
 ///
-/// Other work on the machine delays the server's clock and the reading alike, so it is measured again, up to thirty times, until it was quiet enough.
+/// Other work on the machine (and on the machine it is a guest of) delays the server's clock and the reading alike, so it is measured again
+/// until it was quiet enough, for at most [`PATIENCE`].
 fn within_a_millisecond(plan: &BenchPlan, expected: &[(Metric, f64)]) -> Report {
+    let began = Instant::now();
     let mut report = run(plan);
-    for attempt in 0.. {
+    loop {
         let off = expected.iter().find_map(|&(which, expected_ms)| {
             let p50 = which(&report.runs[0].summary).as_ref().expect("there are values").p50;
             ((p50 - expected_ms).abs() >= 1.0).then_some((p50, expected_ms))
         });
         let Some((p50, expected_ms)) = off else { break };
-        assert!(attempt < 30, "p50 is {p50} ms, expected {expected_ms} ms");
+        assert!(began.elapsed() < PATIENCE, "p50 is {p50} ms, expected {expected_ms} ms");
         report = run(plan);
     }
     report
@@ -434,10 +439,17 @@ fn warm_up_and_cool_down_are_marked_and_kept() {
     plan.limits.duration = Duration::from_secs(1);
     plan.warmup = Warmup::Time(Duration::from_millis(210));
     plan.cooldown = Duration::from_millis(190);
-    let report = run(&plan);
-    let rows = &report.runs[0].rows;
-    let part = |part| rows.iter().filter(|row| row.part == part).count();
-    assert_eq!((part(Part::Warmup), part(Part::Measured), part(Part::Cooldown)), (11, 30, 9));
+    let parts = |report: &Report| {
+        let part = |part| report.runs[0].rows.iter().filter(|row| row.part == part).count();
+        (part(Part::Warmup), part(Part::Measured), part(Part::Cooldown))
+    };
+    let began = Instant::now();
+    let mut report = run(&plan);
+    // A last start that a busy machine delays moves the end of the load.
+    while parts(&report) != (11, 30, 9) && began.elapsed() < PATIENCE {
+        report = run(&plan);
+    }
+    assert_eq!(parts(&report), (11, 30, 9));
     let rates = &report.runs[0].summary.rates;
     assert_eq!((rates.from_s, rates.to_s), (0.21, 0.81));
     assert!((rates.requests_per_s - 50.0).abs() < 4.0, "{rates:?}");
