@@ -17,15 +17,15 @@
 //!
 //! | version | 48 rows | 128 rows | 512 rows |
 //! | --- | --- | --- | --- |
-//! | panels of 64, tiles of 6 rows, blocks of 256 features widened to f32 (best runs of another day) | 86 | 135 | 135 |
 //! | panels of 32, tiles of 12 rows, widened, chunks of 192 rows | 125 / 161 | 136 / 173 | 168 / 173 |
 //! | the same, chunks of 96 rows | 125 / 162 | 138 / 171 | 146 / 180 |
 //! | not widened but converted in registers, chunks of 192 rows | 136 / 169 | 138 / 186 | 152 / 186 |
 //! | the same, chunks of 96 rows | 137 / 171 | 148 / 180 | 156 / 196 |
 //! | the same, blocks of 512 features | 133 / 163 | 146 / 180 | 153 / 187 |
 //!
-//! Converting costs 4 of 52 vector instructions of a step, less than the widened block costs the caches. How `k` is cut hardly matters: blocks
-//! of 256, 512, 1024 and all of `k`, chunks of 24 to 192 rows lie within 5 % of each other, 512 and 96 ahead at 32 rows by as much.
+//! Converting costs 4 of 52 vector instructions of a step, in most cases less than the widened block costs the caches. How `k` is cut
+//! matters little: blocks of 256, 512, 1024 and all of `k`, chunks of 24 to 192 rows lie within 11 % of each other at 128 and 256 rows; at 32
+//! rows 512 and 96 are ahead, of all of `k` by 5 to 17 %.
 
 mod bf16;
 mod int8;
@@ -53,7 +53,7 @@ const CHUNK_ROWS: usize = 96;
 const PASS_ROWS: usize = 8 * CHUNK_ROWS;
 
 /// Bytes that are asked for ahead of where a panel is read. Less is too late, more gains nothing: with 4 to 12 rows the kernel takes
-/// 1.25 to 1.3 times as long without (int8: 1.1 to 1.25 times), 1.03 to 1.07 times with 1 KiB, as long with 8 KiB.
+/// 1.2 to 1.3 times as long without (int8: 1.1 to 1.25 times), 1.03 to 1.09 times with 1 KiB, as long with 8 KiB.
 const AHEAD: usize = 4096;
 
 /// Most panels of a unit.
