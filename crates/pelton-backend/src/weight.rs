@@ -19,6 +19,9 @@ impl From<DType> for WeightFormat {
 }
 
 impl WeightFormat {
+    /// Every format there is.
+    pub const ALL: [Self; 4] = [Self::Dense(DType::F32), Self::Dense(DType::F16), Self::Dense(DType::BF16), Self::Int8];
+
     /// Bytes of a `[out_features, in_features]` matrix, scales included.
     pub fn matrix_bytes(self, out_features: u64, in_features: u64) -> u64 {
         match self {

@@ -164,11 +164,9 @@ impl Isa {
     /// Runs `kernel` in code compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {
-            Self::Scalar(isa) => kernel.run(isa),
-            // SAFETY: the proof exists, so the CPU has the features the function is compiled for.
-            Self::Avx2(isa) => unsafe { run_avx2(isa, kernel) },
-            // SAFETY: as above.
-            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => unsafe { run_avx512(isa, kernel) },
+            Self::Scalar(isa) => isa.run(OnLanes(kernel)),
+            Self::Avx2(isa) => isa.run(OnLanes(kernel)),
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => isa.run(OnLanes(kernel)),
         }
     }
 }
@@ -184,6 +182,16 @@ pub(crate) trait Kernel {
 pub(crate) trait Task<I> {
     /// The arithmetic; `#[inline(always)]` as in [`Kernel::run`].
     fn run(self, isa: I);
+}
+
+/// A kernel over lanes is a task of every instruction set.
+struct OnLanes<K>(K);
+
+impl<K: Kernel, L: Lanes> Task<L> for OnLanes<K> {
+    #[inline(always)]
+    fn run(self, isa: L) {
+        self.0.run(isa);
+    }
 }
 
 /// A proof value of one instruction set.
@@ -238,16 +246,6 @@ impl Avx512Bf16 {
     pub(crate) fn avx512(self) -> Avx512 {
         self.0
     }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2<K: Kernel>(isa: Avx2, kernel: K) {
-    kernel.run(isa);
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn run_avx512<K: Kernel>(isa: Avx512, kernel: K) {
-    kernel.run(isa);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]

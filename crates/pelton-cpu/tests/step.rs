@@ -45,13 +45,6 @@ const QKV: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 const BLOCK_TOKENS: usize = 16;
 const MAX_ROWS: usize = 64;
 
-const FORMATS: [WeightFormat; 4] = [
-    WeightFormat::Dense(DType::F32),
-    WeightFormat::Dense(DType::F16),
-    WeightFormat::Dense(DType::BF16),
-    WeightFormat::Int8,
-];
-
 /// One block of a decoder over random weights, with every operation there is.
 struct Decoder {
     backend: CpuBackend,
@@ -142,7 +135,7 @@ fn batches() -> Vec<StepBatch> {
 #[test]
 fn results_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
     let _turn = TURN.lock();
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         let run = |isa, threads| -> Vec<u32> {
             let mut decoder = Decoder::new(isa, threads, format);
             let batches = batches();
@@ -164,7 +157,7 @@ fn results_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
 fn a_decode_step_allocates_nothing() {
     let _turn = TURN.lock();
     for isa in IsaChoice::NAMED.into_iter().filter(|isa| isa.missing().is_empty()) {
-        for format in FORMATS {
+        for format in WeightFormat::ALL {
             let mut decoder = Decoder::new(isa, 2, format);
             let batches = batches();
             let (warm, counted) = batches.split_at(3);

@@ -1,6 +1,6 @@
 //! Linears: every stored precision, one to several hundred rows, joined parts, biases.
 
-use super::{FORMATS, Numbers, Precision, Source, assert_close, assert_same_bits, kept, read, tolerance};
+use super::{Numbers, Precision, Source, assert_close, assert_same_bits, kept, read, tolerance};
 use crate::{Backend, DType, DenseWeight, HostTensor, WeightFormat};
 
 /// Input features around register, lane and cache block sizes.
@@ -16,7 +16,7 @@ const MAX_COMPARED: usize = 600;
 /// Results match the reference.
 pub fn linear<B: Backend>(backend: &B, precision: Precision) {
     let mut seed = 0;
-    for stored_as in FORMATS {
+    for stored_as in WeightFormat::ALL {
         let rows_as = match stored_as {
             WeightFormat::Dense(DType::BF16) => precision.rows_for_bf16_weights.into(),
             WeightFormat::Dense(_) => DType::F32.into(),
@@ -83,7 +83,7 @@ fn joined_parts_are_one_matrix<B: Backend>(backend: &B) {
     let (a, b, c) = (numbers.take(63 * k, 1.0), numbers.take(k, 1.0), numbers.take(70 * k, 1.0));
     let whole = [a.as_slice(), &b, &c].concat();
     let rows = Source::new(backend, &numbers.take(m * k, 1.0), k).rows(0..m);
-    for stored_as in FORMATS {
+    for stored_as in WeightFormat::ALL {
         let results = [
             pack(backend, &[(&whole, 134)], k, stored_as),
             pack(backend, &[(&a, 63), (&b, 1), (&c, 70)], k, stored_as),
@@ -100,7 +100,7 @@ fn joined_parts_are_one_matrix<B: Backend>(backend: &B) {
 /// A row's result has the same bits alone and among any number of other rows.
 pub fn linear_is_batch_invariant<B: Backend>(backend: &B) {
     for (n, k) in [(65, 131), (200, 64), (16, 600)] {
-        for stored_as in FORMATS {
+        for stored_as in WeightFormat::ALL {
             let mut numbers = Numbers(n as u64);
             let max_rows = 200;
             let packed = pack(backend, &[(&numbers.take(n * k, 1.0), n)], k, stored_as);

@@ -17,14 +17,6 @@ pub use pointwise::{add_norm, embed, gate, norm, pointwise_is_batch_invariant, r
 
 use crate::{Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, StepBatch, TokenId, WeightFormat};
 
-/// Every format that a matrix can be kept in.
-const FORMATS: [WeightFormat; 4] = [
-    WeightFormat::Dense(DType::F32),
-    WeightFormat::Dense(DType::F16),
-    WeightFormat::Dense(DType::BF16),
-    WeightFormat::Int8,
-];
-
 /// Precision that a backend states for its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Precision {

@@ -1,6 +1,6 @@
 //! Operations on each row or element by itself: embed, take_rows, norms, rope, gates.
 
-use super::{FORMATS, Numbers, Source, assert_close, assert_same_bits, kept, plain_batch, read, step_of, tolerance};
+use super::{Numbers, Source, assert_close, assert_same_bits, kept, plain_batch, read, step_of, tolerance};
 use crate::{Act, Backend, DenseWeight, HostTensor, RmsNorm, RopeSpec, WeightFormat};
 
 /// Columns around lanes and their multiples.
@@ -10,7 +10,7 @@ const ACTS: [Act; 3] = [Act::Silu, Act::Gelu, Act::GeluTanh];
 
 /// Rows come out of a packed table as they were stored: exactly, but for two roundings of the scale in int8.
 pub fn embed<B: Backend>(backend: &B) {
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         for (vocab, cols) in [(1, 1), (63, 16), (64, 33), (65, 7), (200, 130)] {
             let values = Numbers(vocab as u64).take(vocab * cols, 1.0);
             let weight = DenseWeight::new(HostTensor::from_f32(vec![vocab, cols], &values), format).expect("a matrix");

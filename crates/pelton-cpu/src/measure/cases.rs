@@ -18,14 +18,6 @@ use super::roofline::{Need, Source, Unit};
 use crate::isa::Isa;
 use crate::{CpuBackend, KvCache, PackedLinear, Rows, Step};
 
-/// Ways to keep weights.
-const FORMATS: [WeightFormat; 4] = [
-    WeightFormat::Dense(DType::F32),
-    WeightFormat::Dense(DType::F16),
-    WeightFormat::Dense(DType::BF16),
-    WeightFormat::Int8,
-];
-
 /// What multiplies weights kept in `format`.
 fn unit(format: WeightFormat, isa: Isa) -> Unit {
     match (format, isa) {
@@ -138,13 +130,14 @@ fn linears(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result<V
     }
     let max_rows = sizes.linear_rows.iter().copied().max().unwrap_or(1);
     let bytes = |format: WeightFormat, n: usize, k: usize| format.matrix_bytes(n as u64, k as u64);
-    let together: u64 = sizes.linears.iter().flat_map(|&[n, k]| FORMATS.map(|format| bytes(format, n, k))).sum();
+    let together: u64 =
+        sizes.linears.iter().flat_map(|&[n, k]| WeightFormat::ALL.map(|format| bytes(format, n, k))).sum();
     let num_copies = uncached_bytes.div_ceil(together.max(1)).max(1);
     let mut matrices = Vec::new();
     for &[n, k] in sizes.linears {
         let numbers = made_up_matrix(n, k);
         let out = Rc::new(RefCell::new(backend.rows(max_rows, n)?));
-        for format in FORMATS {
+        for format in WeightFormat::ALL {
             let matrix = HostTensor::new(DType::BF16, vec![n, k], &numbers[..])?;
             let pack = |_| backend.pack(&[DenseWeight::new(matrix.clone(), format)?]);
             let copies = (0..num_copies).map(pack).collect::<Result<Vec<_>, _>>()?;
