@@ -4,7 +4,7 @@
     python3 bench/peers/peers.py install --root /var/tmp/peers
     python3 bench/peers/peers.py convert --root /var/tmp/peers --shape tinyllama-1.1b
     python3 bench/peers/peers.py run     --root /var/tmp/peers --shape tinyllama-1.1b --out bench/runs/NAME
-    python3 bench/peers/peers.py table   bench/runs/NAME --markdown
+    python3 bench/peers/peers.py table   bench/runs/NAME --markdown --into docs/peers.md
 
 Only the standard library is needed here; each peer lives in an environment of its own under the root, outside the repository.
 """
@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 BENCH = HERE.parent
 PELTON = Path(os.environ.get("CARGO_TARGET_DIR", BENCH.parent / "target")) / "release" / "pelton"
 UV = "uv==0.13.9"
-LOAD_TIMEOUT_S = 300
+LOAD_TIMEOUT_S = 600
 ANSWER_TIMEOUT_S = 180
 SHAPES = {"tinyllama-1.1b": BENCH / "random_checkpoint.py", "llama-160m": BENCH / "random_checkpoint.py",
           "qwen2.5-0.5b": HERE / "random_qwen2.py"}
@@ -305,10 +305,10 @@ class Run:
         """Each case as it is measured, so that what came before a failure is kept."""
         args = self.args
         answer = runner.ask({"case": "prefill", "prompt_tokens": args.prompt_tokens, "seed": seed, "vocab_size": self.vocab_size})
-        yield prefill_case(args.prompt_tokens, answer["seconds"]) | {"first_token": answer["first_token"]}
+        yield prefill_case(args.prompt_tokens, answer["seconds"]) | {name: answer[name] for name in ("first_token", "busy_threads")}
         for batch in args.batch:
             answer = runner.ask({"case": "decode", "batch": batch, "steps": steps, "max_s": args.case_seconds})
-            yield decode_case(batch, answer["steps_s"])
+            yield decode_case(batch, answer["steps_s"]) | {"busy_threads": answer["busy_threads"]}
 
     def pelton_round(self, weights: str) -> list[dict]:
         args, output = self.args, self.root.log("pelton").with_suffix(".json")
@@ -375,7 +375,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"the load average is {load:.1f}: something else is running, and the rates will show it")
     Run(args).all()
     print()
-    print_table(args.out, markdown=False)
+    print_table(args.out)
 
 
 # The command line
@@ -422,10 +422,13 @@ def main() -> None:
     sub.add_argument("--batch", type=numbers, default="1,8,32", help="sequences that decode together")
     sub.add_argument("--steps", type=int, default=16, help="decode steps counted in each case")
     sub.add_argument("--case-seconds", type=float, default=15, help="a peer's decode case ends after so many seconds, if not earlier")
-    sub = command("table", lambda args: print_table(args.run, args.markdown), "Prints the table of a run.")
+    sub = command("table", lambda args: print_table(args.run, args.markdown, args.into), "Prints the table of a run.")
     sub.add_argument("run", type=Path, help="what --out was")
-    sub.add_argument("--markdown", action="store_true", help="for docs/peers.md")
+    sub.add_argument("--markdown", action="store_true", help="as Markdown")
+    sub.add_argument("--into", type=Path, help="put it between the marks of this file instead, such as docs/peers.md; needs --markdown")
     args = parser.parse_args()
+    # Ended from outside, it still ends the peer that runs.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     args.action(args)
 
 

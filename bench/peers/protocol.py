@@ -49,14 +49,17 @@ def answer(peer, request: dict) -> dict:
     """Measures one case."""
     if request["case"] == "prefill":
         prompt = random.Random(request["seed"]).choices(range(FIRST_TOKEN, request["vocab_size"]), k=request["prompt_tokens"])
-        began = time.perf_counter()
+        cpu, began = time.process_time(), time.perf_counter()
         token = peer.prefill(prompt)
-        return {"seconds": time.perf_counter() - began, "first_token": int(token)}
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "busy_threads": (time.process_time() - cpu) / seconds, "first_token": int(token)}
     watch = Stopwatch(request["steps"], request["max_s"])
+    cpu, began = time.process_time(), time.perf_counter()
     peer.decode(request["batch"], request["steps"] + 1, watch)
+    busy_threads = (time.process_time() - cpu) / (time.perf_counter() - began)
     if not watch.steps_s:
         raise RuntimeError("no step was counted")
-    return {"steps_s": watch.steps_s}
+    return {"steps_s": watch.steps_s, "busy_threads": busy_threads}
 
 
 def serve(load, options) -> None:

@@ -47,15 +47,17 @@ class OpenVino:
         return self.pipeline.add_request(self.num_requests, self.openvino.Tensor(numpy.array([prompt], numpy.int64)), config)
 
     def prefill(self, prompt: list[int]) -> int:
-        self.prompt = prompt
         handle = self.add(prompt, 1)
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()
-        return handle.read_all()[0].generated_ids[0]
+        token = handle.read_all()[0].generated_ids[0]
+        # One token behind the prompt: when that fills its last block, all of it is found in the prefix cache.
+        self.behind = [*prompt, token]
+        return token
 
     def decode(self, batch, num_steps, step_done) -> None:
         # Requests start one after the other; tokens beyond the counted ones keep the first alive until the last has started.
-        handles = [self.add(self.prompt, num_steps + batch + 2) for _ in range(batch)]
+        handles = [self.add(self.behind, num_steps + batch + 2) for _ in range(batch)]
         counting = False
         while self.pipeline.has_non_finished_requests():
             self.pipeline.step()

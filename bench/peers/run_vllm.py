@@ -49,15 +49,17 @@ class Vllm:
         return str(self.num_requests)
 
     def prefill(self, prompt: list[int]) -> int:
-        self.prompt = prompt
         self.add(prompt, 1)
-        while True:
-            if outputs := self.engine.step():
-                return outputs[0].outputs[0].token_ids[0]
+        while not (outputs := self.engine.step()):
+            pass
+        token = outputs[0].outputs[0].token_ids[0]
+        # One token behind the prompt: when that fills its last block, all of it is found in the prefix cache.
+        self.behind = [*prompt, token]
+        return token
 
     def decode(self, batch, num_steps, step_done) -> None:
         # Requests start one after the other; tokens beyond the counted ones keep the first alive until the last has started.
-        running = [self.add(self.prompt, num_steps + batch + 2) for _ in range(batch)]
+        running = [self.add(self.behind, num_steps + batch + 2) for _ in range(batch)]
         lengths = dict.fromkeys(running, 0)
         counting = False
         while self.engine.has_unfinished_requests():

@@ -8,16 +8,35 @@ from statistics import median
 USERS, PROMPT_TOKENS, GENERATED_TOKENS = 32, 512, 128
 
 
-def print_table(run: Path, markdown: bool) -> None:
+# Between these a document has its table.
+BEGIN, END = "<!-- table begins -->", "<!-- table ends -->"
+
+
+def print_table(run: Path, markdown: bool = False, into: Path | None = None) -> None:
+    text = text_of(run, markdown)
+    if into is None:
+        print(text)
+        return
+    if not markdown:
+        raise SystemExit("--into needs --markdown")
+    document = into.read_text()
+    if document.count(BEGIN) != 1 or document.count(END) != 1:
+        raise SystemExit(f"{into} must have one {BEGIN} and one {END}")
+    before, after = document.split(BEGIN)[0], document.split(END)[1]
+    into.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def text_of(run: Path, markdown: bool) -> str:
     facts = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
-    print("\n".join(machine(facts)))
+    parts = ["\n".join(machine(facts, markdown))]
     for weights in dict.fromkeys(row["weights"] for row in rows):
-        print(f"\n{'### ' if markdown else ''}{weights}\n")
-        print("\n".join(formatted(table([row for row in rows if row["weights"] == weights], facts, weights), markdown)))
+        parts.append(f"{'### ' if markdown else ''}{weights}")
+        parts.append("\n".join(formatted(table([row for row in rows if row["weights"] == weights], facts, weights), markdown)))
+    return "\n\n".join(parts)
 
 
-def machine(facts: dict) -> list[str]:
+def machine(facts: dict, markdown: bool) -> list[str]:
     host, cpu = facts["machine"], facts["machine"]["cpu"]
     lines = [f"{facts['date']}, revision {facts['revision']}, {facts['seconds'] / 60:.0f} minutes, {facts['threads']} threads for everyone."]
     if cpu:
@@ -27,7 +46,7 @@ def machine(facts: dict) -> list[str]:
     lines.append(f"Model: {facts['checkpoint']}; {facts['prompt_tokens']} tokens of prompt, {facts['steps']} counted decode steps.")
     lines.append(f"Command: `{facts['command']}`")
     lines += [f"pelton, {weights}: `{about['command']}`" for weights, about in facts["pelton"].items()]
-    return [f"{line}  " for line in lines]
+    return [f"- {line}" for line in lines] if markdown else lines
 
 
 def table(rows: list[dict], facts: dict, weights: str) -> list[list[str]]:
