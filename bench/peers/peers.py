@@ -38,6 +38,7 @@ SHAPES = {"tinyllama-1.1b": BENCH / "random_checkpoint.py", "llama-160m": BENCH 
 @dataclass(frozen=True)
 class Peer:
     """Name (of its runner, its requirements and its environment) and the weights it has."""
+
     name: str
     weights: tuple[str, ...] = ("bf16", "int8")
 
@@ -260,7 +261,7 @@ class Run:
         self.rows.flush()
 
     def all(self) -> None:
-        pairs = [(peer, weights) for weights in self.args.weights for peer in self.args.peers if weights in peer.weights]
+        pairs = [(peer, weights) for weights in self.args.weights for peer in self.args.peers]
         for index, (peer, weights) in enumerate(pairs):
             left = self.began + 60 * self.args.minutes - time.monotonic()
             say(f"{index + 1} of {len(pairs)}: {peer.name} {weights}; {left / 60:.1f} minutes left")
@@ -274,6 +275,8 @@ class Run:
     def pair(self, peer: Peer, weights: str, deadline: float) -> None:
         """Rounds of pelton and one peer in turns. Another round begins only when one as long as the last would end by the deadline."""
         args = self.args
+        if weights not in peer.weights:
+            raise PeerFailed(f"has no {weights} for CPUs of its own")
         if reason := absent(self.root, peer) or unconverted(self.root, self.source, peer, weights):
             raise PeerFailed(reason)
         command = [self.root.python(peer), peer.runner, "serve", "--model", self.root.model(self.source, peer, weights), "--weights", weights,
