@@ -31,6 +31,7 @@ PELTON = Path(os.environ.get("CARGO_TARGET_DIR", BENCH.parent / "target")) / "re
 UV = "uv==0.13.9"
 LOAD_TIMEOUT_S = 600
 ANSWER_TIMEOUT_S = 180
+WEIGHT_BYTES = {"bf16": 2, "int8": 1}
 SHAPES = {"tinyllama-1.1b": BENCH / "random_checkpoint.py", "llama-160m": BENCH / "random_checkpoint.py",
           "qwen2.5-0.5b": HERE / "random_qwen2.py"}
 
@@ -263,22 +264,27 @@ class Run:
     def all(self) -> None:
         pairs = [(peer, weights) for weights in self.args.weights for peer in self.args.peers]
         for index, (peer, weights) in enumerate(pairs):
+            # The time that is left is shared out by the bytes of the weights, among those that can run.
             left = self.began + 60 * self.args.minutes - time.monotonic()
+            shares = sum(WEIGHT_BYTES[later] for peer_later, later in pairs[index:] if not self.reason_against(peer_later, later))
             say(f"{index + 1} of {len(pairs)}: {peer.name} {weights}; {left / 60:.1f} minutes left")
             try:
-                self.pair(peer, weights, deadline=time.monotonic() + left / (len(pairs) - index))
+                if reason := self.reason_against(peer, weights):
+                    raise PeerFailed(reason)
+                self.pair(peer, weights, deadline=time.monotonic() + left * WEIGHT_BYTES[weights] / shares)
             except PeerFailed as failure:
                 say(f"{peer.name} {weights}: {failure}")
                 self.row(peer=peer.name, weights=weights, reason=self.shortened(str(failure)))
         self.finish()
 
+    def reason_against(self, peer: Peer, weights: str) -> str | None:
+        if weights not in peer.weights:
+            return f"has no {weights} for CPUs of its own"
+        return absent(self.root, peer) or unconverted(self.root, self.source, peer, weights)
+
     def pair(self, peer: Peer, weights: str, deadline: float) -> None:
         """Rounds of pelton and one peer in turns. Another round begins only when one as long as the last would end by the deadline."""
         args = self.args
-        if weights not in peer.weights:
-            raise PeerFailed(f"has no {weights} for CPUs of its own")
-        if reason := absent(self.root, peer) or unconverted(self.root, self.source, peer, weights):
-            raise PeerFailed(reason)
         command = [self.root.python(peer), peer.runner, "serve", "--model", self.root.model(self.source, peer, weights), "--weights", weights,
                    "--threads", str(args.threads), "--max-batch", str(max(args.batch)),
                    # vLLM and OpenVINO start requests one after the other, so the first generates more than is counted.
@@ -408,7 +414,7 @@ def main() -> None:
         model = sub.add_mutually_exclusive_group(required=True)
         model.add_argument("--shape", choices=SHAPES, help="random weights of this shape, made on first use")
         model.add_argument("--checkpoint", type=Path, help="a Hugging Face checkpoint in bfloat16, Llama or Qwen2")
-        sub.add_argument("--weights", type=names({"bf16": "bf16", "int8": "int8"}), default="bf16,int8", help="which, with commas between them")
+        sub.add_argument("--weights", type=names({name: name for name in WEIGHT_BYTES}), default="bf16,int8", help="which, with commas between them")
         sub.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of everyone")
 
     add_root(command("install", install, "Installs the peers, each into its own environment."))
@@ -424,7 +430,7 @@ def main() -> None:
     sub.add_argument("--prompt-tokens", type=int, default=512, help="of each sequence")
     sub.add_argument("--batch", type=numbers, default="1,8,32", help="sequences that decode together")
     sub.add_argument("--steps", type=int, default=16, help="decode steps counted in each case")
-    sub.add_argument("--case-seconds", type=float, default=15, help="a peer's decode case ends after so many seconds, if not earlier")
+    sub.add_argument("--case-seconds", type=float, default=8, help="a peer's decode case ends after so many seconds, if not earlier")
     sub = command("table", lambda args: print_table(args.run, args.markdown, args.into), "Prints the table of a run.")
     sub.add_argument("run", type=Path, help="what --out was")
     sub.add_argument("--markdown", action="store_true", help="as Markdown")
