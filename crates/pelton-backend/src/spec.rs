@@ -49,6 +49,29 @@ pub struct AttendSpec {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Positions that a query sees at most, its own and those right before; at least 1. `None`: all.
+    pub window: Option<u32>,
+    /// Scores become `cap * tanh(score / cap)`, after the scale (Gemma 2).
+    pub softcap: Option<f32>,
+    /// Distance counts against a position: `-slope * distance` is added to its score ([`alibi_slope`]). Holds the largest exponent of a
+    /// slope, 8 unless a model says otherwise.
+    pub alibi: Option<f32>,
+}
+
+impl AttendSpec {
+    /// Plain causal attention over all positions.
+    pub const fn causal(num_heads: usize, num_kv_heads: usize, head_dim: usize, scale: f32) -> Self {
+        Self { num_heads, num_kv_heads, head_dim, scale, window: None, softcap: None, alibi: None }
+    }
+}
+
+/// ALiBi's slope of query head `head` of `num_heads` (Press et al. 2022): powers of `2^(-max_exponent / n)` for `n` heads, a power of two.
+///
+/// For other numbers of heads, as BLOOM and MPT do: those of the largest power of two below, then every other one of twice as many.
+pub fn alibi_slope(head: usize, num_heads: usize, max_exponent: f32) -> f32 {
+    let below = if num_heads.is_power_of_two() { num_heads } else { num_heads.next_power_of_two() / 2 };
+    let (power, heads) = if head < below { (head + 1, below) } else { (2 * (head - below) + 1, 2 * below) };
+    (-max_exponent * power as f32 / heads as f32).exp2()
 }
 
 /// Storage of keys and values, by block.
@@ -60,7 +83,7 @@ pub struct KvSpec {
     pub num_kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Positions in one block.
+    /// Positions in one block; a backend may want a multiple of 16.
     pub block_tokens: usize,
     /// Precision of stored keys and values; rounded to nearest even when written.
     pub dtype: DType,

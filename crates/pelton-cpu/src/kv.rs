@@ -1,12 +1,13 @@
 //! Keys and values of all layers, by block.
 //!
-//! A block of one layer and one head is the unit attention reads:
+//! Sixteen positions of one layer and one head, a strip, are the unit attention reads:
 //!
 //! ```text
-//! [layer][block][head] { keys [head_dim][block_tokens], values [block_tokens][head_dim] }
+//! [layer][block][head][strip] { keys [head_dim / P][16][P], values [16 / P][head_dim][P] }
 //! ```
 //!
-//! Keys are turned, so that the scores of neighbouring positions come out in neighbouring lanes.
+//! Keys are turned, so that the scores of neighbouring positions come out in neighbouring lanes. `P` is 2 for bf16: two elements that are
+//! summed one after the other share a word, which becomes two floats with an instruction each. Otherwise it is 1.
 
 use half::{bf16, f16};
 use pelton_backend::{BackendError, DType, KvSpec};
@@ -14,8 +15,11 @@ use pelton_backend::{BackendError, DType, KvSpec};
 use crate::buffer::{Buffer, Plain, SLACK};
 use crate::lanes::{LANES, Lanes};
 
-// Vectors are loaded from the last element of a block on.
-const _: () = assert!(SLACK >= LANES);
+/// Positions of a strip.
+pub(crate) const STRIP_TOKENS: usize = LANES;
+
+// Pairs of vectors are loaded from the last values of a strip on.
+const _: () = assert!(SLACK >= 2 * LANES);
 
 /// Keys and values, rounded to the precision of its [`KvSpec`].
 pub struct KvCache {
@@ -31,12 +35,18 @@ pub(crate) enum Blocks {
 
 /// An element type of the cache.
 pub(crate) trait KvElement: Plain {
+    /// Elements that lie beside each other and are summed one after the other: `P` of the layout.
+    const PAIRED: usize;
+
     /// Rounds to nearest even.
     fn round(x: f32) -> Self;
 
+    /// Two neighbours in the order of sums, for 16 lanes: `p` leads to the first of them, and where they are not paired the second lies
+    /// `stride` elements later.
+    ///
     /// # Safety
-    /// 16 readable elements at `p`.
-    unsafe fn load<L: Lanes>(isa: L, p: *const Self) -> L::V;
+    /// 16 readable elements at `p` and at `p + stride`, or 32 at `p` if paired.
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, stride: usize) -> (L::V, L::V);
 }
 
 /// Where things lie.
@@ -50,19 +60,35 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Elements of one head's keys (or values) in one block.
-    pub(crate) fn half_len(&self) -> usize {
-        self.head_dim * self.block_tokens
+    /// Elements of one head's keys in a strip; an odd last dimension has a neighbour that is never used.
+    pub(crate) fn keys_len(&self) -> usize {
+        self.head_dim.next_multiple_of(2) * STRIP_TOKENS
     }
 
-    /// Index of the first key of `head` in `block`; the values follow [`Layout::half_len`] later.
-    pub(crate) fn head_block(&self, layer: usize, block: usize, head: usize) -> usize {
+    /// Elements of one head's strip.
+    pub(crate) fn strip_len(&self) -> usize {
+        self.keys_len() + self.head_dim * STRIP_TOKENS
+    }
+
+    /// Index of the strip with position `offset` of `block`.
+    pub(crate) fn strip(&self, layer: usize, block: usize, head: usize, offset: usize) -> usize {
         assert!(layer < self.num_layers && block < self.num_blocks && head < self.num_kv_heads);
-        ((layer * self.num_blocks + block) * self.num_kv_heads + head) * 2 * self.half_len()
+        let head_block = (layer * self.num_blocks + block) * self.num_kv_heads + head;
+        (head_block * self.block_tokens + offset) / STRIP_TOKENS * self.strip_len()
+    }
+
+    /// Index in a strip of dimension `d` of its key number `token`.
+    pub(crate) fn key<T: KvElement>(&self, token: usize, d: usize) -> usize {
+        (d / T::PAIRED * STRIP_TOKENS + token) * T::PAIRED + d % T::PAIRED
+    }
+
+    /// Index in a strip of dimension `d` of its value number `token`.
+    pub(crate) fn value<T: KvElement>(&self, token: usize, d: usize) -> usize {
+        self.keys_len() + (token / T::PAIRED * self.head_dim + d) * T::PAIRED + token % T::PAIRED
     }
 
     fn len(&self) -> usize {
-        [self.num_layers, self.num_blocks, self.num_kv_heads, 2, self.head_dim, self.block_tokens]
+        [self.num_layers, self.num_blocks, self.num_kv_heads, self.block_tokens / STRIP_TOKENS, self.strip_len()]
             .into_iter()
             .fold(1, usize::saturating_mul)
     }
@@ -70,9 +96,9 @@ impl Layout {
 
 impl KvCache {
     pub(crate) fn new(spec: &KvSpec, num_blocks: u32) -> Result<Self, BackendError> {
-        if spec.block_tokens == 0 || spec.head_dim == 0 {
+        if spec.block_tokens == 0 || !spec.block_tokens.is_multiple_of(STRIP_TOKENS) || spec.head_dim == 0 {
             return Err(BackendError::Unsupported(format!(
-                "a KV cache of {} positions by block and heads of {}",
+                "a KV cache of {} positions by block (a multiple of {STRIP_TOKENS} is wanted) and heads of {} (at least 1)",
                 spec.block_tokens, spec.head_dim
             )));
         }
@@ -94,40 +120,46 @@ impl KvCache {
 }
 
 impl KvElement for f32 {
+    const PAIRED: usize = 1;
+
     #[inline(always)]
     fn round(x: f32) -> f32 {
         x
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(isa: L, p: *const f32) -> L::V {
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, stride: usize) -> (L::V, L::V) {
         // SAFETY: the caller's promise.
-        unsafe { isa.load(p) }
+        unsafe { (isa.load(p), isa.load(p.add(stride))) }
     }
 }
 
 impl KvElement for f16 {
+    const PAIRED: usize = 1;
+
     #[inline(always)]
     fn round(x: f32) -> f16 {
         f16::from_f32(x)
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(isa: L, p: *const f16) -> L::V {
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f16, stride: usize) -> (L::V, L::V) {
         // SAFETY: the caller's promise.
-        unsafe { isa.load_f16(p) }
+        unsafe { (isa.load_f16(p), isa.load_f16(p.add(stride))) }
     }
 }
 
 impl KvElement for bf16 {
+    const PAIRED: usize = 2;
+
     #[inline(always)]
     fn round(x: f32) -> bf16 {
         bf16::from_f32(x)
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes>(isa: L, p: *const bf16) -> L::V {
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const bf16, _: usize) -> (L::V, L::V) {
         // SAFETY: the caller's promise.
-        unsafe { isa.load_bf16(p) }
+        unsafe { isa.load_bf16_pairs(p) }
     }
 }

@@ -95,7 +95,7 @@ impl Decoder {
         let backend = &self.backend;
         let [residual, normed, qkv, mixed, delta, gate_up, gated, taken, logits] = &mut self.rows;
         let rope = RopeSpec { num_heads: HEADS, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, rotary_dim: HEAD_DIM };
-        let attend = AttendSpec { num_heads: HEADS, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, scale: 0.2 };
+        let attend = AttendSpec::causal(HEADS, KV_HEADS, HEAD_DIM, 0.2);
         backend.begin(batch, &mut self.step);
         backend.embed(&self.step, &self.table, residual);
         backend.norm(residual, &self.norm, normed);

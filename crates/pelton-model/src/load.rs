@@ -169,12 +169,7 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
         },
         info,
         plan,
-        attend: AttendSpec {
-            num_heads: attention.num_heads,
-            num_kv_heads: attention.num_kv_heads,
-            head_dim: attention.head_dim,
-            scale: attention.scale,
-        },
+        attend: AttendSpec::causal(attention.num_heads, attention.num_kv_heads, attention.head_dim, attention.scale),
         rope: RopeSpec {
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Numbers, Source, assert_close, assert_same_bits, read, rounded, step_of, tolerance};
-use crate::{AttendSpec, Backend, BlockId, DType, KvSpec, StepBatch, TokenId};
+use crate::{AttendSpec, Backend, BlockId, DType, KvSpec, StepBatch, TokenId, alibi_slope};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -19,6 +19,9 @@ struct Case {
     lengths: Vec<usize>,
     /// Size of queries and keys: large ones make one position win.
     size: f32,
+    window: Option<u32>,
+    softcap: Option<f32>,
+    alibi: Option<f32>,
 }
 
 const LAYERS: usize = 2;
@@ -54,6 +57,11 @@ pub fn attention_is_batch_invariant<B: Backend>(backend: &B) {
                 assert_same_bits(found, expected, || format!("{:?}, sequence {sequence}, {name}", bench.case));
             }
         }
+        let (tables, num_blocks) = bench.tables();
+        let mut leftovers = bench.cache_of_nan(num_blocks);
+        for (found, expected) in bench.run_in(&bench.one_mixed_step(), &tables, &mut leftovers).iter().zip(&expected) {
+            assert_same_bits(found, expected, || format!("{:?}, blocks full of NaN before", bench.case));
+        }
         bench.shared_blocks_are_as_good_as_own(&expected[0]);
     }
 }
@@ -67,6 +75,9 @@ fn cases() -> Vec<Case> {
         dtype: DType::BF16,
         lengths: vec![40, 1, 17],
         size: 1.0,
+        window: None,
+        softcap: None,
+        alibi: None,
     };
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -75,12 +86,24 @@ fn cases() -> Vec<Case> {
     for (head_dim, dtype) in [1, 2, 8, 15, 17, 24, 64, 80, 128].into_iter().zip(DTYPES.into_iter().cycle()) {
         cases.push(Case { head_dim, dtype, ..base.clone() });
     }
-    for (block_tokens, dtype) in [1, 5, 8, 15, 17, 24, 32, 64, 100].into_iter().zip(DTYPES.into_iter().cycle()) {
+    for (block_tokens, dtype) in [16, 32, 48, 64, 80, 128].into_iter().zip(DTYPES.into_iter().cycle()) {
         cases.push(Case { block_tokens, dtype, lengths: vec![75, 9], head_dim: 24, ..base.clone() });
     }
     for (num_heads, num_kv_heads) in [(1, 1), (3, 3), (3, 1), (8, 1), (14, 2), (16, 1)] {
         cases.push(Case { num_heads, num_kv_heads, ..base.clone() });
     }
+    for (window, (num_heads, num_kv_heads)) in
+        [1, 2, 15, 16, 64, 70, 100].into_iter().zip([(4, 2), (3, 3)].into_iter().cycle())
+    {
+        cases.push(Case { window: Some(window), lengths: vec![140], num_heads, num_kv_heads, ..base.clone() });
+    }
+    for (softcap, size) in [(0.5, 1.0), (30.0, 1.0), (50.0, 12.0)] {
+        cases.push(Case { softcap: Some(softcap), size, lengths: vec![70], ..base.clone() });
+    }
+    for (num_heads, num_kv_heads) in [(4, 2), (6, 6), (12, 3)] {
+        cases.push(Case { alibi: Some(8.0), lengths: vec![80], num_heads, num_kv_heads, ..base.clone() });
+    }
+    cases.push(Case { window: Some(33), softcap: Some(20.0), alibi: Some(4.0), lengths: vec![100], ..base.clone() });
     cases.push(Case { size: 12.0, lengths: vec![100, 30], ..base.clone() });
     cases
 }
@@ -102,6 +125,9 @@ impl<'b, B: Backend> Bench<'b, B> {
             num_kv_heads: case.num_kv_heads,
             head_dim: case.head_dim,
             scale: 1.0 / (case.head_dim as f32).sqrt(),
+            window: case.window,
+            softcap: case.softcap,
+            alibi: case.alibi,
         };
         let cols = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim;
         let positions: usize = case.lengths.iter().sum();
@@ -183,13 +209,41 @@ impl<'b, B: Backend> Bench<'b, B> {
         self.backend.kv_cache(&spec, num_blocks).expect("a cache fits")
     }
 
+    /// A cache in which an earlier sequence left nothing but NaN.
+    fn cache_of_nan(&self, num_blocks: u32) -> B::KvCache {
+        let mut kv = self.cache(num_blocks);
+        let cols = (self.case.num_heads + 2 * self.case.num_kv_heads) * self.case.head_dim;
+        let source = Source::new(self.backend, &vec![f32::NAN; cols], cols);
+        let num_rows = num_blocks as usize * self.case.block_tokens;
+        let blocks: Vec<BlockId> = (0..num_blocks).map(BlockId).collect();
+        let mut batch = StepBatch::default();
+        batch.push_span(&vec![TokenId(0); num_rows], 0, &blocks, self.case.block_tokens as u32);
+        let step = step_of(self.backend, &batch);
+        let mut out = self.backend.rows(num_rows, self.out_cols()).expect("rows fit");
+        for layer in 0..LAYERS {
+            self.backend.attend(
+                &step,
+                &source.rows([0].repeat(num_rows).into_iter()),
+                &mut kv,
+                layer,
+                &self.spec,
+                &mut out,
+            );
+        }
+        assert!(read(self.backend, &out).iter().all(|x| x.is_nan()));
+        kv
+    }
+
     fn run(&self, steps: &[Vec<Piece>]) -> Results {
         let (tables, num_blocks) = self.tables();
-        let mut kv = self.cache(num_blocks);
+        self.run_in(steps, &tables, &mut self.cache(num_blocks))
+    }
+
+    fn run_in(&self, steps: &[Vec<Piece>], tables: &[Vec<BlockId>], kv: &mut B::KvCache) -> Results {
         let mut results: Results =
             self.case.lengths.iter().map(|&length| vec![f32::NAN; LAYERS * length * self.out_cols()]).collect();
         for pieces in steps {
-            self.step(pieces, &tables, &mut kv, &mut results);
+            self.step(pieces, tables, kv, &mut results);
         }
         results
     }
@@ -295,7 +349,9 @@ impl<'b, B: Backend> Bench<'b, B> {
         let query = values_of(position, head);
         let mut scores = Vec::new();
         let mut score_magnitude = 0.0f64;
-        for context in 0..=position {
+        let slope = self.spec.alibi.map_or(0.0, |max_exponent| f64::from(alibi_slope(head, num_heads, max_exponent)));
+        let first = self.spec.window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+        for context in first..=position {
             let key = values_of(context, num_heads + kv_head);
             let (mut score, mut magnitude) = (0.0, 0.0);
             for (&q, &k) in query.iter().zip(key) {
@@ -303,6 +359,14 @@ impl<'b, B: Backend> Bench<'b, B> {
                 score += product;
                 magnitude += product.abs();
             }
+            if let Some(cap) = self.spec.softcap {
+                let cap = f64::from(cap);
+                score = cap * (score / cap).tanh();
+                magnitude += cap;
+            }
+            let distance = slope * (position - context) as f64;
+            score -= distance;
+            magnitude += distance;
             scores.push(score);
             score_magnitude = score_magnitude.max(magnitude);
         }
@@ -315,7 +379,8 @@ impl<'b, B: Backend> Bench<'b, B> {
                 .iter()
                 .enumerate()
                 .map(|(context, weight)| {
-                    weight * f64::from(rounded(values_of(context, num_heads + num_kv_heads + kv_head)[d], dtype))
+                    weight
+                        * f64::from(rounded(values_of(first + context, num_heads + num_kv_heads + kv_head)[d], dtype))
                 })
                 .sum();
             let case = || {

@@ -46,7 +46,8 @@ pub(super) fn gelu(y: f64, factor: f64, x: f64) -> f64 {
 
 /// Attention over `context` positions with heads of `head_dim`.
 ///
-/// A score is off by `head_dim + 2` roundings of `score_magnitude` (the sum of `|q * k|`, scaled). That and the roundings of the
+/// A score is off by `head_dim + 4` roundings of `score_magnitude` (the sum of `|q * k|`, scaled; a cap, which is off by a few roundings of itself,
+/// and a penalty for distance, of two, count into it). That and the roundings of the
 /// subtraction (of up to `2 * score_magnitude`) are relative errors of the weight, as are four of the exponential and two of each
 /// softmax correction, of which there is at most one by position. Normalising doubles them; mixing adds `context + 2` roundings.
 pub(super) fn attention(head_dim: usize, context: usize, score_magnitude: f64, value_magnitude: f64) -> f64 {

@@ -44,19 +44,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const bf16) -> Two {
-        // SAFETY: `self` proves AVX2; the caller promises 16 elements.
-        let (low, high) = unsafe { (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast())) };
-        // SAFETY: `self` proves AVX2.
-        unsafe {
-            Two(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(low))),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(high))),
-            )
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Two, Two) {
         // SAFETY: `self` proves AVX2; the caller promises 32 elements.
         let (low, high) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())) };

@@ -39,12 +39,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
-        // SAFETY: `self` proves AVX-512; the caller promises 16 elements.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))) }
-    }
-
-    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (__m512, __m512) {
         // SAFETY: `self` proves AVX-512; the caller promises 32 elements.
         unsafe {

@@ -52,10 +52,6 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// 16 readable elements at `p`.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
 
-    /// # Safety
-    /// 16 readable elements at `p`.
-    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
-
     /// 32 elements, taken apart: those with even index and those with odd index.
     ///
     /// # Safety
@@ -187,10 +183,8 @@ mod tests {
             let halves: Vec<f16> = self.a.iter().map(|&x| f16::from_f32(x)).collect();
             let brains: Vec<bf16> = self.a.iter().chain(self.b).map(|&x| bf16::from_f32(x)).collect();
             // SAFETY: 16 and 32 elements are there.
-            let (half, brain, (even, odd)) = unsafe {
-                (isa.load_f16(halves.as_ptr()), isa.load_bf16(brains.as_ptr()), isa.load_bf16_pairs(brains.as_ptr()))
-            };
-            for v in [half, brain, even, odd] {
+            let (half, (even, odd)) = unsafe { (isa.load_f16(halves.as_ptr()), isa.load_bf16_pairs(brains.as_ptr())) };
+            for v in [half, even, odd] {
                 out.extend(isa.to_array(v));
             }
             for n in -126..=127 {

@@ -37,12 +37,6 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(self, p: *const bf16) -> Self::V {
-        // SAFETY: the caller's promise.
-        unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(bf16::to_f32)
-    }
-
-    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Self::V, Self::V) {
         // SAFETY: the caller's promise.
         let pairs = unsafe { p.cast::<[[bf16; 2]; LANES]>().read_unaligned() };

@@ -72,7 +72,7 @@ const QUICK: Sizes = Sizes {
 };
 
 /// Grouped queries, as in that model.
-const HEADS: AttendSpec = AttendSpec { num_heads: 32, num_kv_heads: 4, head_dim: 64, scale: 0.125 };
+const HEADS: AttendSpec = AttendSpec::causal(32, 4, 64, 0.125);
 
 /// Columns of a row of queries, keys and values.
 const QKV_COLS: usize = (HEADS.num_heads + 2 * HEADS.num_kv_heads) * HEADS.head_dim;

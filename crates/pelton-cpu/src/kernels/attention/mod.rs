@@ -3,27 +3,34 @@
 //! Work is cut into (tile of rows, key/value head): a long prefill becomes many units beside those of many short decodes. The query
 //! heads of a group and the rows of a tile share each read of keys and values.
 //!
-//! A query walks its context in chunks of whole blocks, about [`CHUNK_TOKENS`] positions from a multiple of that on, with online
-//! softmax (Milakov and Gimelshein 2018): one maximum, one correction, one sum by chunk. Where chunks begin, and the order of every sum
-//! inside, follow from the position alone, so a query's result does not depend on the rows beside it: prefilled in one
-//! piece, in several or decoded, it has the same bits.
+//! A query walks its context in chunks of [`CHUNK_TOKENS`] positions with online softmax (Milakov and Gimelshein 2018): one maximum, one
+//! correction, one sum by chunk. Where chunks begin, and the order of every sum inside, follow from the position alone, so a query's
+//! result does not depend on the rows beside it: prefilled in one piece, in several or decoded, it has the same bits.
 
 mod tile;
 
-use pelton_backend::{AttendSpec, BlockId};
+use std::ops::Range;
+
+use pelton_backend::{AttendSpec, BlockId, alibi_slope};
 
 use crate::isa::{Isa, Kernel};
-use crate::kv::{Blocks, KvCache, KvElement, Layout};
-use crate::lanes::{CACHE_LINE, LANES, Lanes, exp};
+use crate::kv::{Blocks, KvCache, KvElement, Layout, STRIP_TOKENS};
+use crate::lanes::{LANES, Lanes, exp};
 use crate::pieces::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 use crate::step::{Step, TILE_ROWS, Tile};
 
-use tile::{mix_chunk, score_block};
+use tile::{Scores, mix_strips, score_strips};
 
-/// Positions that share one softmax correction, where blocks are not larger.
+/// Positions that share one softmax correction.
 const CHUNK_TOKENS: usize = 64;
+
+/// Strips of a chunk.
+const CHUNK_STRIPS: usize = CHUNK_TOKENS / STRIP_TOKENS;
+
+/// Most queries of a register tile.
+const MAX_QUERIES: usize = 8;
 
 /// One layer's attention. `qkv` is `[rows, (num_heads + 2 * num_kv_heads) * head_dim]`.
 pub(crate) struct Attend<'a> {
@@ -46,6 +53,7 @@ pub(crate) fn attend(
     let num_rows = step.batch.num_rows();
     assert!(step.rows_lie_apart, "spans must lie end to end, and rows have slots of their own");
     assert!(spec.num_kv_heads > 0 && spec.num_heads.is_multiple_of(spec.num_kv_heads));
+    assert_ne!(spec.window, Some(0), "a query sees its own position");
     assert_eq!(qkv.len(), num_rows * qkv_cols(spec), "rows of queries, keys and values");
     assert_eq!(out.len(), num_rows * spec.num_heads * spec.head_dim, "rows of attention results");
     let layout = kv.layout;
@@ -89,15 +97,16 @@ fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout, blocks: &
             let (block, offset) = (slot as usize / block_tokens, slot as usize % block_tokens);
             let row = &args.qkv[row * qkv_cols(spec)..][..qkv_cols(spec)];
             let (keys, values) = row[spec.num_heads * head_dim..].split_at(spec.num_kv_heads * head_dim);
+            let token = offset % STRIP_TOKENS;
             for head in 0..spec.num_kv_heads {
-                let at = layout.head_block(args.layer, block, head);
+                let strip = layout.strip(args.layer, block, head, offset);
                 for (d, &key) in keys[head * head_dim..][..head_dim].iter().enumerate() {
                     // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches this element.
-                    unsafe { *blocks.at(at + d * block_tokens + offset) = T::round(key) };
+                    unsafe { *blocks.at(strip + layout.key::<T>(token, d)) = T::round(key) };
                 }
                 for (d, &value) in values[head * head_dim..][..head_dim].iter().enumerate() {
                     // SAFETY: as above.
-                    unsafe { *blocks.at(at + layout.half_len() + offset * head_dim + d) = T::round(value) };
+                    unsafe { *blocks.at(strip + layout.value::<T>(token, d)) = T::round(value) };
                 }
             }
         }
@@ -114,21 +123,20 @@ fn attend_all<T: KvElement>(
     out: &mut [f32],
 ) {
     let spec = args.spec;
-    let chunk = Chunk::new(&layout);
     let out = SharedMut::new(out);
     let blocks = CachePointer(blocks);
-    let padded_dim = spec.head_dim.next_multiple_of(LANES);
-    let floats_by_query = padded_dim + chunk.scores + 2;
     let group = spec.num_heads / spec.num_kv_heads;
-    scratches.reserve_floats(TILE_ROWS * group * floats_by_query);
+    let padded_dim = spec.head_dim.next_multiple_of(LANES);
+    let max_queries = (TILE_ROWS * group).next_multiple_of(MAX_QUERIES);
+    scratches.reserve_floats(max_queries * (spec.head_dim + padded_dim + 2));
     pool.run(args.step.tiles.len() * spec.num_kv_heads, |worker, unit| {
         let tile = args.step.tiles[unit / spec.num_kv_heads];
         let span = args.step.batch.spans[tile.span];
-        let num_queries = tile.num_rows * group;
+        let num_queries = (tile.num_rows * group).next_multiple_of(MAX_QUERIES);
         let mut scratch = scratches.of(worker);
-        let memory = scratch.floats(num_queries * floats_by_query);
+        let memory = scratch.floats(num_queries * (spec.head_dim + padded_dim + 2));
+        let (queries, memory) = memory.split_at_mut(num_queries * spec.head_dim);
         let (mixed, memory) = memory.split_at_mut(num_queries * padded_dim);
-        let (scores, memory) = memory.split_at_mut(num_queries * chunk.scores);
         let (largest, sums) = memory.split_at_mut(num_queries);
         mixed.fill(0.0);
         largest.fill(f32::NEG_INFINITY);
@@ -136,13 +144,12 @@ fn attend_all<T: KvElement>(
         isa.run(Unit {
             args,
             layout,
-            chunk,
             tile,
             kv_head: unit % spec.num_kv_heads,
             table: &args.step.batch.block_tables[span.first_block as usize..][..span.num_blocks as usize],
             blocks,
+            queries,
             mixed,
-            scores,
             largest,
             sums,
             out,
@@ -159,37 +166,21 @@ unsafe impl<T: Sync> Sync for CachePointer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Send for CachePointer<T> {}
 
-/// The stretch of context between two softmax corrections.
-#[derive(Clone, Copy)]
-struct Chunk {
-    blocks: usize,
-    /// Scores of one block: its positions, up to whole vectors.
-    block_scores: usize,
-    /// Scores of a chunk.
-    scores: usize,
-}
-
-impl Chunk {
-    fn new(layout: &Layout) -> Self {
-        let blocks = (CHUNK_TOKENS / layout.block_tokens).max(1);
-        let block_scores = layout.block_tokens.next_multiple_of(LANES);
-        Self { blocks, block_scores, scores: blocks * block_scores }
-    }
-}
-
 /// A tile of rows at one key/value head. Query `i` is row `i / group`, head `i % group` of the group.
+///
+/// Queries go through a chunk in sets of [`MAX_QUERIES`], or of the power of two that holds those left over; the places of a set that no
+/// query is left for repeat the last one, and nobody reads their results.
 struct Unit<'a, T> {
     args: &'a Attend<'a>,
     layout: Layout,
-    chunk: Chunk,
     tile: Tile,
     kv_head: usize,
     table: &'a [BlockId],
     blocks: CachePointer<T>,
+    /// By set: `[head_dim][queries of the set]`, times the scale of scores.
+    queries: &'a mut [f32],
     /// `[queries][head_dim up to whole vectors]`: values mixed so far, not yet divided by `sums`.
     mixed: &'a mut [f32],
-    /// `[queries][chunk.scores]`: scores of a chunk, then their exponentials.
-    scores: &'a mut [f32],
     /// `[queries]`: largest score so far.
     largest: &'a mut [f32],
     /// `[queries]`: sum of exponentials so far.
@@ -197,208 +188,280 @@ struct Unit<'a, T> {
     out: SharedMut<'a, f32>,
 }
 
-/// Queries, and vectors of a head, that a register tile mixes side by side.
-const TOGETHER: usize = 4;
+/// The strips of a chunk; the next chunk's to be asked for meanwhile.
+struct Chunk<T> {
+    /// Position of the first.
+    first: usize,
+    strips: [*const T; CHUNK_STRIPS],
+    ahead: [*const T; CHUNK_STRIPS],
+}
 
-/// Most queries that a register tile scores.
-const MAX_QUERIES: usize = 8;
+/// Positions of a chunk that a query sees.
+#[derive(Clone, Copy)]
+struct Seen {
+    from: usize,
+    to: usize,
+}
+
+impl Seen {
+    fn is_empty(self) -> bool {
+        self.from >= self.to
+    }
+}
 
 impl<T: KvElement> Kernel for Unit<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, isa: L) {
-        let spec = self.args.spec;
-        let group = spec.num_heads / spec.num_kv_heads;
-        let block_tokens = self.layout.block_tokens;
-        let chunk_tokens = self.chunk.blocks * block_tokens;
-        let first_context = self.tile.context_len + 1 - self.tile.num_rows;
-        let num_queries = self.tile.num_rows * group;
-
-        for first in (0..self.tile.context_len).step_by(chunk_tokens) {
-            // Rows before this one have ended before the chunk begins.
-            let first_row = (first + 1).saturating_sub(first_context);
-            let first_query = first_row * group;
-            // Positions of the chunk that query `i` sees; not 0 from `first_query` on.
-            let seen = |i: usize| (first_context + i / group - first).min(chunk_tokens);
-            let first_block = first / block_tokens;
-            let num_blocks = self.chunk.blocks.min(self.tile.context_len.div_ceil(block_tokens) - first_block);
-
-            let mut keys = [std::ptr::null(); CHUNK_TOKENS];
-            for (index, keys) in keys.iter_mut().enumerate().take(num_blocks) {
-                let BlockId(block) = self.table[first_block + index];
-                let at = self.layout.head_block(self.args.layer, block as usize, self.kv_head);
-                // SAFETY: `head_block` lies within the cache.
-                *keys = unsafe { self.blocks.0.add(at) };
+        let num_queries = self.tile.num_rows * self.group();
+        for i in (0..num_queries).step_by(self.set_len::<L>(0)) {
+            self.lay_out(i, self.set_len::<L>(i));
+        }
+        let first = self.visible(0).start / CHUNK_TOKENS * CHUNK_TOKENS;
+        let mut chunk = Chunk { first, strips: self.strips(first), ahead: [std::ptr::null(); CHUNK_STRIPS] };
+        while chunk.first < self.tile.context_len {
+            chunk.ahead = self.strips(chunk.first + CHUNK_TOKENS);
+            let mut i = 0;
+            while i < num_queries {
+                let len = self.set_len::<L>(i);
+                if L::TILES.wide && len == 8 {
+                    self.walk::<L, 8>(isa, i, &chunk);
+                } else if L::TILES.wide && len == 4 {
+                    self.walk::<L, 4>(isa, i, &chunk);
+                } else if L::TILES.vectors && len == 2 {
+                    self.walk::<L, 2>(isa, i, &chunk);
+                } else {
+                    self.walk::<L, 1>(isa, i, &chunk);
+                }
+                i += len;
             }
-            let keys = &keys[..num_blocks];
-
-            for (index, &keys) in keys.iter().enumerate() {
-                self.ask_for(isa, first_block + self.chunk.blocks + index);
-                self.score(isa, first_query..num_queries, keys, index);
-            }
-            for i in first_query..num_queries {
-                self.soften(isa, i, seen(i));
-            }
-            let half_len = self.layout.half_len();
-            let values = |index: usize| keys[index].wrapping_add(half_len);
-            self.mix(isa, first_query..num_queries, &values, &seen);
+            chunk.first += CHUNK_TOKENS;
+            chunk.strips = chunk.ahead;
         }
         for i in 0..num_queries {
-            self.finish(isa, i, group);
+            self.finish(isa, i);
         }
     }
 }
 
 impl<T: KvElement> Unit<'_, T> {
-    /// Asks for keys and values of the block at `index` of the table, if there is one: blocks lie anywhere, so nothing else foresees them.
+    fn group(&self) -> usize {
+        self.args.spec.num_heads / self.args.spec.num_kv_heads
+    }
+
+    /// Queries of the set that begins with query `i`.
     #[inline(always)]
-    fn ask_for<L: Lanes>(&self, isa: L, index: usize) {
-        if index >= self.tile.context_len.div_ceil(self.layout.block_tokens) {
+    fn set_len<L: Lanes>(&self, i: usize) -> usize {
+        let largest = match L::TILES {
+            tiles if tiles.wide => MAX_QUERIES,
+            tiles if tiles.vectors => 2,
+            _ => 1,
+        };
+        (self.tile.num_rows * self.group() - i).next_power_of_two().min(largest)
+    }
+
+    /// Positions that query `i` sees, or the last one for places after it.
+    #[inline(always)]
+    fn visible(&self, i: usize) -> Range<usize> {
+        let row = (i / self.group()).min(self.tile.num_rows - 1);
+        let end = self.tile.context_len + 1 - self.tile.num_rows + row;
+        let window = self.args.spec.window.map_or(end, |window| window as usize);
+        end.saturating_sub(window)..end
+    }
+
+    /// Gathers the set of `len` queries that begins with query `i`.
+    fn lay_out(&mut self, i: usize, len: usize) {
+        let (spec, group) = (self.args.spec, self.group());
+        let set = &mut self.queries[i * spec.head_dim..][..len * spec.head_dim];
+        for place in 0..len {
+            let query = (i + place).min(self.tile.num_rows * group - 1);
+            let (row, head) = (self.tile.first_row + query / group, self.kv_head * group + query % group);
+            let query = &self.args.qkv[row * qkv_cols(spec) + head * spec.head_dim..][..spec.head_dim];
+            for (d, &q) in query.iter().enumerate() {
+                set[d * len + place] = q * spec.scale;
+            }
+        }
+    }
+
+    /// The strips of the chunk that begins at position `first`; those past the context are the last one again.
+    fn strips(&self, first: usize) -> [*const T; CHUNK_STRIPS] {
+        std::array::from_fn(|strip| {
+            let position = (first + strip * STRIP_TOKENS).min(self.tile.context_len - 1);
+            let BlockId(block) = self.table[position / self.layout.block_tokens];
+            let offset = position % self.layout.block_tokens;
+            let at = self.layout.strip(self.args.layer, block as usize, self.kv_head, offset);
+            // SAFETY: `strip` lies within the cache.
+            unsafe { self.blocks.0.add(at) }
+        })
+    }
+
+    /// Takes the set of `Q` queries that begins with query `i` through a chunk.
+    #[inline(always)]
+    fn walk<L: Lanes, const Q: usize>(&mut self, isa: L, i: usize, chunk: &Chunk<T>) {
+        // Positions of the chunk that each query sees.
+        let seen: [Seen; Q] = std::array::from_fn(|place| {
+            let visible = self.visible(i + place);
+            let within = |position: usize| position.saturating_sub(chunk.first).min(CHUNK_TOKENS);
+            Seen { from: within(visible.start), to: within(visible.end) }
+        });
+        if seen.iter().all(|seen| seen.is_empty()) {
             return;
         }
-        let BlockId(block) = self.table[index];
-        let at = self.layout.head_block(self.args.layer, block as usize, self.kv_head);
-        for byte in (0..2 * self.layout.half_len() * size_of::<T>()).step_by(CACHE_LINE) {
-            isa.prefetch(self.blocks.0.wrapping_add(at).wrapping_byte_add(byte).cast());
-        }
-    }
-
-    /// Scores of `queries` against the block that is number `index` of its chunk.
-    #[inline(always)]
-    fn score<L: Lanes>(&mut self, isa: L, queries: std::ops::Range<usize>, keys: *const T, index: usize) {
-        let spec = self.args.spec;
-        let group = spec.num_heads / spec.num_kv_heads;
-        let mut i = queries.start;
-        while i < queries.end {
-            let taken = match queries.end - i {
-                8.. if L::TILES.wide => 8,
-                2.. if L::TILES.vectors => 2,
-                _ => 1,
-            };
-            let mut q = [std::ptr::null(); MAX_QUERIES];
-            for (offset, q) in q.iter_mut().enumerate().take(taken) {
-                let (row, head) = ((i + offset) / group, self.kv_head * group + (i + offset) % group);
-                let at = (self.tile.first_row + row) * qkv_cols(spec) + head * spec.head_dim;
-                *q = self.args.qkv[at..at + spec.head_dim].as_ptr();
-            }
-            for vector in (0..self.chunk.block_scores).step_by(LANES) {
-                let keys = keys.wrapping_add(vector);
-                let scores = &mut self.scores[i * self.chunk.scores + index * self.chunk.block_scores + vector..];
-                let shape = (spec.head_dim, self.layout.block_tokens, self.chunk.scores);
-                // SAFETY: as many queries of `head_dim` elements; `head_dim` rows of keys, which may be read a vector past
-                // their end because values or the buffer's slack follow.
-                unsafe {
-                    if L::TILES.wide && taken == 8 {
-                        score_block::<L, T, 8>(isa, &q, keys, shape, spec.scale, scores);
-                    } else if L::TILES.vectors && taken == 2 {
-                        score_block::<L, T, 2>(isa, &q, keys, shape, spec.scale, scores);
-                    } else {
-                        score_block::<L, T, 1>(isa, &q, keys, shape, spec.scale, scores);
-                    }
+        // Queries ascend by row, so the last one sees furthest.
+        let most = seen[Q - 1].to;
+        let head_dim = self.args.spec.head_dim;
+        let mut scores = [[0.0; CHUNK_TOKENS]; Q];
+        let queries = self.queries[i * head_dim..][..Q * head_dim].as_ptr();
+        let mut strip = 0;
+        while strip * STRIP_TOKENS < most {
+            let first = strip * STRIP_TOKENS;
+            // SAFETY: laid out by `lay_out` for this set; whole strips; within the chunk.
+            unsafe {
+                if L::TILES.vectors && (strip + 1) * STRIP_TOKENS < most {
+                    let strips = [chunk.strips[strip], chunk.strips[strip + 1]];
+                    let ahead = [chunk.ahead[strip], chunk.ahead[strip + 1]];
+                    score_strips::<L, T, Q, 2>(isa, queries, head_dim, strips, ahead, first, &mut scores);
+                    strip += 2;
+                } else {
+                    let (strips, ahead) = ([chunk.strips[strip]], [chunk.ahead[strip]]);
+                    score_strips::<L, T, Q, 1>(isa, queries, head_dim, strips, ahead, first, &mut scores);
+                    strip += 1;
                 }
             }
-            i += taken;
         }
+        self.adjust(isa, i, chunk.first, &mut scores);
+        let corrections = self.soften(isa, i, &seen, &mut scores);
+        self.mix(isa, i, &seen, &scores, &corrections, &chunk.strips);
     }
 
-    /// Turns the chunk's scores of query `i` into exponentials, zero from position `seen` on, and corrects what was before.
+    /// Applies what the model does to scores before the softmax.
     #[inline(always)]
-    fn soften<L: Lanes>(&mut self, isa: L, i: usize, seen: usize) {
-        let scores = &mut self.scores[i * self.chunk.scores..][..self.chunk.scores];
-        let minus_infinity = isa.splat(f32::NEG_INFINITY);
-        let mut largest = isa.splat(self.largest[i]);
-        let num_blocks = seen.div_ceil(self.layout.block_tokens);
-        for block in 0..num_blocks {
-            let in_block = (seen - block * self.layout.block_tokens).min(self.layout.block_tokens);
-            for vector in (0..self.chunk.block_scores).step_by(LANES) {
-                let at = block * self.chunk.block_scores + vector;
-                let kept = in_block.saturating_sub(vector).min(LANES);
-                let v = isa.keep_first(kept, isa.read(scores, at), minus_infinity);
-                isa.write(scores, at, v);
-                largest = isa.max(v, largest);
+    fn adjust<L: Lanes>(&self, isa: L, i: usize, first_position: usize, scores: &mut [Scores]) {
+        if let Some(cap) = self.args.spec.softcap {
+            // `tanh(x)` is `1 - 2 / (e^2x + 1)`.
+            let (cap, one) = (isa.splat(cap), isa.splat(1.0));
+            let two = isa.splat(2.0);
+            for scores in scores.iter_mut() {
+                for at in (0..CHUNK_TOKENS).step_by(LANES) {
+                    let e = exp(isa, isa.div(isa.mul(two, isa.read(scores, at)), cap));
+                    isa.write(scores, at, isa.mul(cap, isa.sub(one, isa.div(two, isa.add(e, one)))));
+                }
             }
         }
-        let before = self.largest[i];
-        let now = isa.largest(largest);
-        let mut sum = isa.splat(0.0);
-        for at in (0..num_blocks * self.chunk.block_scores).step_by(LANES) {
-            let e = exp(isa, isa.sub(isa.read(scores, at), isa.splat(now)));
-            isa.write(scores, at, e);
-            sum = isa.add(sum, e);
-        }
-        let correction = isa.to_array(exp(isa, isa.splat(before - now)))[0];
-        self.largest[i] = now;
-        self.sums[i] = self.sums[i] * correction + isa.sum(sum);
-        if correction != 1.0 {
-            let padded_dim = self.args.spec.head_dim.next_multiple_of(LANES);
-            let mixed = &mut self.mixed[i * padded_dim..][..padded_dim];
-            for at in (0..padded_dim).step_by(LANES) {
-                let v = isa.mul(isa.read(mixed, at), isa.splat(correction));
-                isa.write(mixed, at, v);
+        if let Some(max_exponent) = self.args.spec.alibi {
+            let lanes = isa.read(&std::array::from_fn::<f32, LANES, _>(|lane| lane as f32), 0);
+            for (place, scores) in scores.iter_mut().enumerate() {
+                let head = self.kv_head * self.group() + (i + place) % self.group();
+                let slope = isa.splat(alibi_slope(head, self.args.spec.num_heads, max_exponent));
+                let own_position = self.visible(i + place).end - 1;
+                for at in (0..CHUNK_TOKENS).step_by(LANES) {
+                    let ahead = isa.splat((first_position + at) as f32 - own_position as f32);
+                    let v = isa.fma(slope, isa.add(ahead, lanes), isa.read(scores, at));
+                    isa.write(scores, at, v);
+                }
             }
         }
     }
 
-    /// Adds the chunk's values, weighted, to `mixed`, position by position.
+    /// Turns scores into exponentials, zero outside of what is `seen`, and gives what earlier chunks' must be multiplied by.
     #[inline(always)]
-    fn mix<L: Lanes>(
+    fn soften<L: Lanes, const Q: usize>(
         &mut self,
         isa: L,
-        queries: std::ops::Range<usize>,
-        values: &impl Fn(usize) -> *const T,
-        seen: &impl Fn(usize) -> usize,
-    ) {
-        let mut i = queries.start;
-        while i < queries.end {
-            // Queries side by side as far as all of them see; the sums rest in `mixed` where one goes on alone.
-            let common = seen(i);
-            let mut together = 1;
-            if L::TILES.vectors && queries.end - i >= TOGETHER {
-                together = TOGETHER;
-                self.mix_vectors::<L, TOGETHER>(isa, i, values, 0..common);
-            } else {
-                self.mix_vectors::<L, 1>(isa, i, values, 0..common);
+        i: usize,
+        seen: &[Seen; Q],
+        scores: &mut [Scores; Q],
+    ) -> [f32; LANES] {
+        let minus_infinity = isa.splat(f32::NEG_INFINITY);
+        // Queries that see nothing of this chunk keep what they have: `e^0`.
+        let mut before = [0.0; LANES];
+        let mut now = [0.0; LANES];
+        for place in 0..Q {
+            let scores = &mut scores[place];
+            if seen[place].is_empty() {
+                continue;
             }
-            for i in i + 1..i + together {
-                if seen(i) > common {
-                    self.mix_vectors::<L, 1>(isa, i, values, common..seen(i));
+            let Seen { from, to } = seen[place];
+            if to - from < CHUNK_TOKENS {
+                for at in (0..CHUNK_TOKENS).step_by(LANES) {
+                    let kept = isa.keep_first(to.saturating_sub(at).min(LANES), isa.read(scores, at), minus_infinity);
+                    isa.write(scores, at, isa.keep_first(from.saturating_sub(at).min(LANES), minus_infinity, kept));
                 }
             }
-            i += together;
+            before[place] = self.largest[i + place];
+            let mut largest = isa.splat(before[place]);
+            for at in (0..CHUNK_TOKENS).step_by(LANES) {
+                largest = isa.max(isa.read(scores, at), largest);
+            }
+            now[place] = isa.largest(largest);
+            self.largest[i + place] = now[place];
+        }
+        let corrections = isa.to_array(exp(isa, isa.sub(isa.read(&before, 0), isa.read(&now, 0))));
+        for place in 0..Q {
+            let scores = &mut scores[place];
+            if seen[place].is_empty() {
+                continue;
+            }
+            let mut sum = isa.splat(0.0);
+            for at in (0..CHUNK_TOKENS).step_by(LANES) {
+                let e = exp(isa, isa.sub(isa.read(scores, at), isa.splat(now[place])));
+                isa.write(scores, at, e);
+                sum = isa.add(sum, e);
+            }
+            self.sums[i + place] = self.sums[i + place] * corrections[place] + isa.sum(sum);
+        }
+        corrections
+    }
+
+    /// Corrects `mixed` and adds the chunk's values, weighted, position by position.
+    #[inline(always)]
+    fn mix<L: Lanes, const Q: usize>(
+        &mut self,
+        isa: L,
+        i: usize,
+        seen: &[Seen; Q],
+        weights: &[Scores; Q],
+        corrections: &[f32; LANES],
+        strips: &[*const T; CHUNK_STRIPS],
+    ) {
+        // Side by side as far as all of them see; the sums rest in `mixed` where one goes on alone. A window's begin is each one's own.
+        let alike = seen[0].from == seen[Q - 1].from;
+        let common = if alike { seen[0].from..seen[0].to } else { 0..0 };
+        self.mix_set::<L, Q>(isa, i, weights, corrections, strips, common.clone());
+        for place in 0..Q {
+            let alone = seen[place].from.max(common.end)..seen[place].to;
+            if !alone.is_empty() {
+                self.mix_set::<L, 1>(isa, i + place, &weights[place..], &[1.0], strips, alone);
+            }
         }
     }
 
     /// `positions` of the chunk for queries `i..i + Q`, all of `head_dim`.
     #[inline(always)]
-    fn mix_vectors<L: Lanes, const Q: usize>(
+    fn mix_set<L: Lanes, const Q: usize>(
         &mut self,
         isa: L,
         i: usize,
-        values: &impl Fn(usize) -> *const T,
-        positions: std::ops::Range<usize>,
+        weights: &[Scores],
+        corrections: &[f32],
+        strips: &[*const T; CHUNK_STRIPS],
+        positions: Range<usize>,
     ) {
-        let padded_dim = self.args.spec.head_dim.next_multiple_of(LANES);
-        let block_tokens = self.layout.block_tokens;
-        let mut at = positions.start;
-        while at < positions.end {
-            let (block, first) = (at / block_tokens, at % block_tokens);
-            let here = first..block_tokens.min(first + positions.end - at);
-            at += here.len();
-            let weights = &self.scores[i * self.chunk.scores + block * self.chunk.block_scores..];
-            let strides = (self.chunk.scores, self.args.spec.head_dim, padded_dim);
-            let mut d = 0;
-            while d < padded_dim {
-                let values = values(block).wrapping_add(d);
-                let mixed = &mut self.mixed[i * padded_dim + d..];
-                // SAFETY: `here` are positions of the block; a vector may be read past a head's end because the next position, block or
-                // the buffer's slack follows, and those lanes are padding.
-                unsafe {
-                    if L::TILES.wide && padded_dim - d >= TOGETHER * LANES {
-                        mix_chunk::<L, T, Q, TOGETHER>(isa, weights, values, here.clone(), strides, mixed);
-                        d += TOGETHER * LANES;
-                    } else {
-                        mix_chunk::<L, T, Q, 1>(isa, weights, values, here.clone(), strides, mixed);
-                        d += LANES;
-                    }
+        let head_dim = self.args.spec.head_dim;
+        let padded_dim = head_dim.next_multiple_of(LANES);
+        let mut d = 0;
+        while d < padded_dim {
+            let values = strips.map(|strip| strip.wrapping_add(self.layout.keys_len() + d * T::PAIRED));
+            let mixed = &mut self.mixed[i * padded_dim + d..];
+            let strides = (head_dim, padded_dim);
+            // SAFETY: strips are whole; a vector may be read past a head's end because the next position, strip or the buffer's slack
+            // follows, and those lanes are padding.
+            unsafe {
+                if L::TILES.vectors && padded_dim - d >= 2 * LANES {
+                    mix_strips::<L, T, Q, 2>(isa, weights, corrections, &values, positions.clone(), strides, mixed);
+                    d += 2 * LANES;
+                } else {
+                    mix_strips::<L, T, Q, 1>(isa, weights, corrections, &values, positions.clone(), strides, mixed);
+                    d += LANES;
                 }
             }
         }
@@ -406,8 +469,8 @@ impl<T: KvElement> Unit<'_, T> {
 
     /// Divides and hands out query `i`.
     #[inline(always)]
-    fn finish<L: Lanes>(&mut self, isa: L, i: usize, group: usize) {
-        let spec = self.args.spec;
+    fn finish<L: Lanes>(&mut self, isa: L, i: usize) {
+        let (spec, group) = (self.args.spec, self.group());
         let padded_dim = spec.head_dim.next_multiple_of(LANES);
         let mixed = &self.mixed[i * padded_dim..][..padded_dim];
         let (row, head) = (self.tile.first_row + i / group, self.kv_head * group + i % group);

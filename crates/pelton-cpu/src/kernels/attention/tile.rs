@@ -1,91 +1,135 @@
-//! Register tiles of attention: some queries against one vector of positions, and some queries' mixtures of values.
+//! Register tiles of attention: some queries against strips of positions, and some queries' mixtures of values.
 
 use std::ops::Range;
 
-use crate::kv::KvElement;
+use crate::kv::{KvElement, STRIP_TOKENS};
 use crate::lanes::{LANES, Lanes};
 
-use super::MAX_QUERIES;
+use super::CHUNK_TOKENS;
 
-/// `scores[i * stride + lane] = scale * sum over d of q[i][d] * keys[d * block_tokens + lane]` for the first `Q` queries.
+/// Scores of one query against the positions of a chunk, then their exponentials.
+pub(super) type Scores = [f32; CHUNK_TOKENS];
+
+/// `scores[i][first + 16 * s + lane] = sum over d of queries[d][i] * keys of strip s [d][lane]`, `d` one after the other.
 ///
-/// Even and odd `d` are summed apart and then added, for any `Q`: one chain alone would wait for itself. `shape` is
-/// `(head_dim, block_tokens, stride)`.
+/// Asks for the strips `ahead` meanwhile, a line of keys and one of values with each pair of dimensions: asked for at once they would
+/// fill the queue of outstanding lines and everything would wait for it.
 ///
 /// # Safety
-/// The first `Q` pointers of `q` lead to `head_dim` elements; 16 elements are readable at each `keys + d * block_tokens`.
+/// `queries` leads to `head_dim * Q` floats; `strips` to whole strips; `first` is whole strips before the end of `scores`.
 #[inline(always)]
-pub(super) unsafe fn score_block<L: Lanes, T: KvElement, const Q: usize>(
+pub(super) unsafe fn score_strips<L: Lanes, T: KvElement, const Q: usize, const S: usize>(
     isa: L,
-    q: &[*const f32; MAX_QUERIES],
-    keys: *const T,
-    shape: (usize, usize, usize),
-    scale: f32,
-    scores: &mut [f32],
+    queries: *const f32,
+    head_dim: usize,
+    strips: [*const T; S],
+    ahead: [*const T; S],
+    first: usize,
+    scores: &mut [Scores],
 ) {
-    let (head_dim, block_tokens, stride) = shape;
-    let mut even = [isa.splat(0.0); Q];
-    let mut odd = [isa.splat(0.0); Q];
-    for pair in 0..head_dim / 2 {
-        let d = 2 * pair;
-        // SAFETY: `d + 1 < head_dim`.
-        let (first, second) =
-            unsafe { (T::load(isa, keys.add(d * block_tokens)), T::load(isa, keys.add((d + 1) * block_tokens))) };
-        for i in 0..Q {
-            // SAFETY: query `i` has `head_dim` elements.
-            let (a, b) = unsafe { (*q[i].add(d), *q[i].add(d + 1)) };
-            even[i] = isa.fma(isa.splat(a), first, even[i]);
-            odd[i] = isa.fma(isa.splat(b), second, odd[i]);
+    let mut sums = [[isa.splat(0.0); S]; Q];
+    let values = head_dim.next_multiple_of(2) * STRIP_TOKENS;
+    for d in (0..head_dim).step_by(2) {
+        let at = d * STRIP_TOKENS;
+        for ahead in ahead {
+            isa.prefetch(ahead.wrapping_add(at).cast());
+            isa.prefetch(ahead.wrapping_add(values + at).cast());
         }
-    }
-    if head_dim % 2 == 1 {
-        let d = head_dim - 1;
-        // SAFETY: `d < head_dim`.
-        let last = unsafe { T::load(isa, keys.add(d * block_tokens)) };
+        // SAFETY: a strip has keys for an even number of dimensions.
+        let keys = strips.map(|strip| unsafe { T::load_pair(isa, strip.add(at), STRIP_TOKENS) });
         for i in 0..Q {
-            // SAFETY: query `i` has `head_dim` elements.
-            even[i] = isa.fma(isa.splat(unsafe { *q[i].add(d) }), last, even[i]);
+            // SAFETY: `d < head_dim`.
+            let q = isa.splat(unsafe { *queries.add(d * Q + i) });
+            for s in 0..S {
+                sums[i][s] = isa.fma(q, keys[s].0, sums[i][s]);
+            }
+        }
+        if d + 1 < head_dim {
+            for i in 0..Q {
+                // SAFETY: `d + 1 < head_dim`.
+                let q = isa.splat(unsafe { *queries.add((d + 1) * Q + i) });
+                for s in 0..S {
+                    sums[i][s] = isa.fma(q, keys[s].1, sums[i][s]);
+                }
+            }
         }
     }
     for i in 0..Q {
-        let score = isa.mul(isa.add(even[i], odd[i]), isa.splat(scale));
-        isa.write(&mut scores[i * stride..][..LANES], 0, score);
+        for s in 0..S {
+            isa.write(&mut scores[i][first + s * STRIP_TOKENS..][..STRIP_TOKENS], 0, sums[i][s]);
+        }
     }
 }
 
-/// `mixed[i][..] += weights[i][position] * values[position][..]` for `Q` queries, `V` vectors and `positions` one after the other.
+/// `mixed[i][..] = corrections[i] * mixed[i][..] + sum over positions of weights[i][position] * values[position][..]` for `Q` queries and `V`
+/// vectors, `positions` of the chunk one after the other.
 ///
-/// `strides` are those of `weights` by query, `values` by position and `mixed` by query.
+/// `values` are those of each strip from the first of these dimensions on; `strides` is `head_dim` and the floats from one query's `mixed`
+/// to the next's.
 ///
 /// # Safety
-/// `16 * V` elements are readable at each `values + position * stride`.
+/// `values` covers `positions` and, of each strip, a further `16 * V` elements after those of the last position are readable.
 #[inline(always)]
-pub(super) unsafe fn mix_chunk<L: Lanes, T: KvElement, const Q: usize, const V: usize>(
+pub(super) unsafe fn mix_strips<L: Lanes, T: KvElement, const Q: usize, const V: usize>(
     isa: L,
-    weights: &[f32],
-    values: *const T,
+    weights: &[Scores],
+    corrections: &[f32],
+    values: &[*const T],
     positions: Range<usize>,
-    strides: (usize, usize, usize),
+    strides: (usize, usize),
     mixed: &mut [f32],
 ) {
-    let (weight_stride, value_stride, mixed_stride) = strides;
-    let weights: [&[f32]; Q] = std::array::from_fn(|i| &weights[i * weight_stride..][..positions.end]);
+    let (head_dim, mixed_stride) = strides;
     let mut sums = [[isa.splat(0.0); V]; Q];
     for i in 0..Q {
         for v in 0..V {
-            sums[i][v] = isa.read(&mixed[i * mixed_stride + v * LANES..][..LANES], 0);
+            let before = isa.read(&mixed[i * mixed_stride + v * LANES..][..LANES], 0);
+            sums[i][v] = isa.mul(before, isa.splat(corrections[i]));
         }
     }
-    for position in positions {
-        let mut row = [isa.splat(0.0); V];
-        for (v, row) in row.iter_mut().enumerate() {
-            // SAFETY: the caller's promise for this position.
-            *row = unsafe { T::load(isa, values.add(position * value_stride + v * LANES)) };
+    let weights = weights[..Q].as_ptr();
+    // Values of the pair of positions that `position` is the first of.
+    let pair = |position: usize| {
+        let strip = values[position / STRIP_TOKENS];
+        let at = position % STRIP_TOKENS * head_dim;
+        // SAFETY: the caller's promise for these positions.
+        std::array::from_fn::<_, V, _>(|v| unsafe {
+            T::load_pair(isa, strip.add(at + v * LANES * T::PAIRED), head_dim)
+        })
+    };
+    // SAFETY: `position` is below the chunk's end, `i` below `Q`.
+    let weight = |i: usize, position: usize| isa.splat(unsafe { *weights.add(i).cast::<f32>().add(position) });
+    let mut position = positions.start;
+    if position % 2 == 1 && position < positions.end {
+        let pair = pair(position - 1);
+        for i in 0..Q {
+            for v in 0..V {
+                sums[i][v] = isa.fma(weight(i, position), pair[v].1, sums[i][v]);
+            }
+        }
+        position += 1;
+    }
+    while position + 1 < positions.end {
+        let pair = pair(position);
+        for i in 0..Q {
+            let weight = weight(i, position);
+            for v in 0..V {
+                sums[i][v] = isa.fma(weight, pair[v].0, sums[i][v]);
+            }
         }
         for i in 0..Q {
-            let weight = isa.splat(weights[i][position]);
+            let weight = weight(i, position + 1);
             for v in 0..V {
-                sums[i][v] = isa.fma(weight, row[v], sums[i][v]);
+                sums[i][v] = isa.fma(weight, pair[v].1, sums[i][v]);
+            }
+        }
+        position += 2;
+    }
+    if position < positions.end {
+        let pair = pair(position);
+        for i in 0..Q {
+            for v in 0..V {
+                sums[i][v] = isa.fma(weight(i, position), pair[v].0, sums[i][v]);
             }
         }
     }
