@@ -1,7 +1,7 @@
 //! The operations a decoder needs, in the order a decoder uses them.
 
 use crate::{
-    Act, AttendSpec, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec, StepBatch,
+    Act, AttendSpec, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec, StepBatch, Workers,
 };
 
 /// What a machine can do for a decoder.
@@ -78,4 +78,6 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn take_rows(&self, step: &Self::Step, x: &Self::Rows, out: &mut Self::Rows);
     /// Waits for everything before and shows `x` as f32, row-major; borrows if it is host memory, else copies into `host`.
     fn read<'a>(&self, x: &'a Self::Rows, host: &'a mut Vec<f32>) -> &'a [f32];
+    /// Threads for work on the host between operations.
+    fn workers(&self) -> &dyn Workers;
 }

@@ -1,7 +1,7 @@
 //! What a machine can do for a decoder.
 //!
 //! Reading order: `batch` says what one step computes, `weight` and `host` what is loaded, `spec` the parameters of
-//! operations, `backend` the operations themselves. This crate holds no implementation and knows no model.
+//! operations, `backend` the operations themselves, `workers` the threads it lends. This crate holds no implementation and knows no model.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -12,6 +12,7 @@ mod error;
 mod host;
 mod spec;
 mod weight;
+mod workers;
 
 pub use backend::Backend;
 pub use batch::{BlockId, Span, StepBatch, TokenId};
@@ -19,3 +20,4 @@ pub use error::BackendError;
 pub use host::{DType, HostTensor};
 pub use spec::{Act, AttendSpec, KvSpec, MemoryReport, RmsNorm, RopeSpec, alibi_slope};
 pub use weight::{DenseWeight, WeightFormat};
+pub use workers::{CallerAlone, Workers};

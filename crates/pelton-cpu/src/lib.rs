@@ -23,7 +23,8 @@ mod scratch;
 mod step;
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec, StepBatch,
+    Act, AttendSpec, Backend, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
+    StepBatch, Workers,
 };
 
 pub use buffer::{Param, Rows};
@@ -208,6 +209,10 @@ impl Backend for CpuBackend {
 
     fn read<'a>(&self, x: &'a Rows, _host: &'a mut Vec<f32>) -> &'a [f32] {
         x.values()
+    }
+
+    fn workers(&self) -> &dyn Workers {
+        &self.pool
     }
 }
 

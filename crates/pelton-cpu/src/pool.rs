@@ -20,6 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pelton_backend::Workers;
+
 /// How long a thread looks at the state before it sleeps. Longer than the serial gaps inside a step, shorter than anybody notices.
 const SPIN: Duration = Duration::from_micros(40);
 
@@ -169,6 +171,16 @@ impl Pool {
             let piece = unsafe { base.slice(first, piece_len.min(len - first)) };
             work(worker, index, piece);
         });
+    }
+}
+
+impl Workers for Pool {
+    fn count(&self) -> usize {
+        self.threads()
+    }
+
+    fn run(&self, num_units: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        Self::run(self, num_units, work);
     }
 }
 

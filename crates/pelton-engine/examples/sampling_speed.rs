@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use pelton_backend::{StepBatch, TokenId};
 use pelton_engine::{EngineConfig, ReportParams, SamplingParams, SequenceRequest, StoppingParams, start};
-use pelton_model::{Model, ModelError, ModelSpec};
+use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
 const MAX_USERS: usize = 32;
 const NUM_STEPS: u32 = 60;
@@ -29,13 +29,13 @@ impl Model for Rows {
         &self.spec
     }
 
-    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
         if let Some(returned_at) = self.returned_at {
             self.gaps.lock().unwrap().push((self.num_rows, returned_at.elapsed()));
         }
         self.num_rows = batch.logit_rows.len();
         self.returned_at = Some(Instant::now());
-        Ok(&self.logits[..self.num_rows * self.spec.vocab_size])
+        Ok(Logits::from(&self.logits[..self.num_rows * self.spec.vocab_size]))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pelton_backend::{StepBatch, TokenId};
-use pelton_model::{Model, ModelError, ModelSpec};
+use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
 /// What a [`FakeModel`] says and what it costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Model for FakeModel {
         &self.spec
     }
 
-    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
         let started = Instant::now();
         assert!(batch.num_rows() <= self.spec.max_step_rows, "the step has more rows than the model has room for");
         assert!(
@@ -120,7 +120,7 @@ impl Model for FakeModel {
         }
         let rows = u32::try_from(batch.num_rows()).unwrap_or(u32::MAX);
         wait_until(started, self.config.step_cost + self.config.row_cost * rows);
-        Ok(&self.logits[..batch.logit_rows.len() * vocab_size])
+        Ok(Logits::from(&self.logits[..batch.logit_rows.len() * vocab_size]))
     }
 }
 

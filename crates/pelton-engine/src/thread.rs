@@ -158,7 +158,7 @@ impl<'a> Engine<'a> {
             }
         }
         let logits = model.forward(&self.plan.batch)?;
-        self.sampler.sample(&self.plan, self.scheduler.running(), logits, &mut self.samples);
+        self.sampler.sample(&self.plan, self.scheduler.running(), &logits, &mut self.samples);
         self.scheduler.commit(&self.plan, &mut self.samples, &mut self.outcomes);
         let sampled_at = Instant::now();
 

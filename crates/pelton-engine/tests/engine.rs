@@ -15,7 +15,7 @@ use pelton_engine::{
     SequenceRequest, ShutdownOutcome, StartError, StoppingParams, SubmitError, Timeline, TokenEvent, TokenStream,
     start,
 };
-use pelton_model::{Model, ModelError, ModelSpec};
+use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
 const CONFIG: EngineConfig = EngineConfig { max_step_tokens: 64, max_sequences: 8, max_queued: 8, prefix_cache: true };
 
@@ -111,7 +111,7 @@ impl Model for Gated {
         self.model.spec()
     }
 
-    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
         // After the test dropped its side, steps run freely.
         if self.began.send(batch.num_rows()).is_ok() {
             let _ = self.go_on.recv();
@@ -381,13 +381,13 @@ impl Model for Broken {
         &self.spec
     }
 
-    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
         assert!(batch.token_ids[0] != TokenId(7), "seven is too much");
         self.logits.clear();
         for _ in &batch.logit_rows {
             self.logits.extend([f32::NAN; 16]);
         }
-        Ok(&self.logits)
+        Ok(self.logits.as_slice().into())
     }
 }
 
@@ -424,7 +424,7 @@ fn an_engine_that_nobody_can_reach_ends() {
         fn spec(&self) -> &ModelSpec {
             self.0.spec()
         }
-        fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+        fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
             self.0.forward(batch)
         }
     }

@@ -6,7 +6,7 @@ use pelton_backend::{
 };
 
 use crate::memory::MemoryPlan;
-use crate::model::{Model, ModelError, ModelSpec};
+use crate::model::{Logits, Model, ModelError, ModelSpec};
 use crate::workspace::Workspace;
 
 /// A loaded model with its KV cache and all buffers of a step.
@@ -84,7 +84,7 @@ impl<B: Backend> Decoder<B> {
         &mut self,
         batch: &StepBatch,
         observe: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<&[f32], ModelError> {
+    ) -> Result<Logits<'_>, ModelError> {
         let mut host = Vec::new();
         self.compute(batch, |backend, layer, residual| observe(layer, backend.read(residual, &mut host)))
     }
@@ -126,10 +126,10 @@ impl<B: Backend> Decoder<B> {
         &mut self,
         batch: &StepBatch,
         mut observe: impl FnMut(&B, usize, &B::Rows),
-    ) -> Result<&[f32], ModelError> {
+    ) -> Result<Logits<'_>, ModelError> {
         self.assert_within_limits(batch);
         if batch.num_rows() == 0 {
-            return Ok(&[]);
+            return Ok(Logits::from([].as_slice()));
         }
         let Self { backend, layers, work, kv, .. } = self;
         backend.begin(batch, &mut work.step);
@@ -152,11 +152,11 @@ impl<B: Backend> Decoder<B> {
             observe(backend, index, &work.residual);
         }
         if batch.logit_rows.is_empty() {
-            return Ok(&[]);
+            return Ok(Logits::from([].as_slice()));
         }
         backend.take_rows(&work.step, &work.normed, &mut work.wanted);
         backend.linear(&work.wanted, self.head.as_ref().unwrap_or(&self.embed), None, &mut work.logits);
-        Ok(backend.read(&work.logits, &mut work.host))
+        Ok(Logits::new(backend.read(&work.logits, &mut work.host), backend.workers()))
     }
 
     fn assert_within_limits(&self, batch: &StepBatch) {
@@ -174,7 +174,7 @@ impl<B: Backend> Model for Decoder<B> {
         &self.spec
     }
 
-    fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+    fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
         self.compute(batch, |_, _, _| {})
     }
 }

@@ -29,7 +29,7 @@ pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
 pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, Quantize, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
-pub use model::{Model, ModelError, ModelSpec};
+pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec};

@@ -332,7 +332,7 @@ mod tests {
     use pelton_backend::{DType, KvSpec, MemoryReport};
 
     use super::*;
-    use crate::model::ModelSpec;
+    use crate::model::{Logits, ModelSpec};
 
     /// Remembers what it was asked.
     struct Asked {
@@ -360,7 +360,7 @@ mod tests {
             &self.spec
         }
 
-        fn forward(&mut self, batch: &StepBatch) -> Result<&[f32], ModelError> {
+        fn forward(&mut self, batch: &StepBatch) -> Result<Logits<'_>, ModelError> {
             assert!(batch.num_rows() <= self.spec.max_step_rows && batch.logit_rows.len() <= self.spec.max_logit_rows);
             assert!(batch.slots.iter().all(|&slot| slot < self.spec.num_blocks * self.spec.block_tokens));
             let mut slots = batch.slots.clone();
@@ -368,7 +368,7 @@ mod tests {
             slots.dedup();
             assert_eq!(slots.len(), batch.num_rows(), "each row has a slot of its own");
             self.batches.push(batch.clone());
-            Ok(&self.logits)
+            Ok(self.logits.as_slice().into())
         }
     }
 

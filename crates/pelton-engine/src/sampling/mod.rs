@@ -44,4 +44,6 @@ mod survey;
 mod vocabulary_tests;
 
 pub use params::SamplingParams;
+#[cfg(test)]
+pub(crate) use sampler::RowSampler;
 pub(crate) use sampler::Sampler;

@@ -2,7 +2,10 @@
 //!
 //! NaN counts as impossible. A row in which every token is impossible samples nothing, which ends its sequence alone.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use pelton_backend::TokenId;
+use pelton_model::Logits;
 
 use super::draw::{Candidate, draw, likelier_first, needs_total, uniform};
 use super::processors;
@@ -11,10 +14,89 @@ use crate::event::SampledToken;
 use crate::scheduler::{StepPlan, StepSamples};
 use crate::sequence::Sequence;
 
-/// Scratch memory of sampling, reused from row to row.
+/// Samples a step's sequences side by side, on the model's threads.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     vocab_size: usize,
+    /// By worker; each is locked by that worker alone.
+    rows: Vec<Mutex<RowSampler>>,
+    /// By span of the step; each is locked by whoever samples it.
+    spans: Vec<Mutex<SpanSamples>>,
+    /// By span: its first row of logits.
+    first_rows: Vec<usize>,
+}
+
+/// What one span gave.
+#[derive(Debug, Default)]
+struct SpanSamples {
+    prompt_logprobs: Vec<f32>,
+    /// `None` where nothing is sampled.
+    token: Option<Option<SampledToken>>,
+}
+
+impl Sampler {
+    pub(crate) fn new(vocab_size: usize) -> Self {
+        Self { vocab_size, rows: Vec::new(), spans: Vec::new(), first_rows: Vec::new() }
+    }
+
+    /// Samples for each span of `plan` that wants it. `running` as it was planned.
+    pub(crate) fn sample(
+        &mut self,
+        plan: &StepPlan,
+        running: &[Sequence],
+        logits: &Logits<'_>,
+        samples: &mut StepSamples,
+    ) {
+        samples.tokens.clear();
+        samples.prompt_logprobs.clear();
+        assert_eq!(
+            logits.len(),
+            plan.batch.logit_rows.len() * self.vocab_size,
+            "the model returns the logits asked for"
+        );
+        self.first_rows.clear();
+        let mut num_rows = 0;
+        for span in &plan.spans {
+            self.first_rows.push(num_rows);
+            num_rows += span.num_prompt_logits as usize + usize::from(span.samples);
+        }
+        if num_rows == 0 {
+            return;
+        }
+        let workers = logits.workers();
+        let vocab_size = self.vocab_size;
+        self.rows.resize_with(self.rows.len().max(workers.count()), || Mutex::new(RowSampler::new(vocab_size)));
+        self.spans.resize_with(self.spans.len().max(plan.spans.len()), Mutex::default);
+        let Self { rows, spans, first_rows, .. } = self;
+        workers.run(plan.spans.len(), &|worker, index| {
+            let (planned, result) = (&plan.spans[index], &mut *lock(&spans[index]));
+            let sequence = &running[planned.running_index];
+            let mut logits = logits[first_rows[index] * vocab_size..].chunks_exact(vocab_size);
+            let mut sampler = lock(&rows[worker]);
+            result.prompt_logprobs.clear();
+            let foretold = sequence.tokens().iter().skip(planned.first_foretold as usize);
+            for (&token, row) in foretold.zip(logits.by_ref().take(planned.num_prompt_logits as usize)) {
+                result.prompt_logprobs.push(sampler.log_probability(row, token));
+            }
+            let row = if planned.samples { logits.next() } else { None };
+            result.token = row.map(|row| sampler.sample(row, sequence));
+        });
+        for span in &spans[..plan.spans.len()] {
+            let span = &mut *lock(span);
+            samples.prompt_logprobs.append(&mut span.prompt_logprobs);
+            samples.tokens.extend(span.token.take());
+        }
+    }
+}
+
+/// Locks; what a panicking holder left is replaced as a whole before it is read.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Samples from rows, with scratch memory that is reused from row to row.
+#[derive(Debug)]
+pub(crate) struct RowSampler {
     /// `[vocab]` logits of one row, once they have to change.
     row: Vec<f32>,
     /// `[vocab]`, zero between rows.
@@ -23,10 +105,9 @@ pub(crate) struct Sampler {
     candidates: Vec<Candidate>,
 }
 
-impl Sampler {
+impl RowSampler {
     pub(crate) fn new(vocab_size: usize) -> Self {
         Self {
-            vocab_size,
             row: Vec::with_capacity(vocab_size),
             counts: vec![0; vocab_size],
             survey: Survey::new(pulp::Arch::new()),
@@ -34,33 +115,14 @@ impl Sampler {
         }
     }
 
-    /// Samples for each span of `plan` that wants it. `logits`: `[logit_rows, vocab]`; `running` as it was planned.
-    pub(crate) fn sample(&mut self, plan: &StepPlan, running: &[Sequence], logits: &[f32], samples: &mut StepSamples) {
-        samples.tokens.clear();
-        samples.prompt_logprobs.clear();
-        assert_eq!(
-            logits.len(),
-            plan.batch.logit_rows.len() * self.vocab_size,
-            "the model returns the logits asked for"
-        );
-        let mut rows = logits.chunks_exact(self.vocab_size);
-        for span in &plan.spans {
-            let sequence = &running[span.running_index];
-            let foretold = sequence.tokens().iter().skip(span.first_foretold as usize);
-            for (&token, row) in foretold.zip(rows.by_ref().take(span.num_prompt_logits as usize)) {
-                self.survey.read(row, [1.0]);
-                samples.prompt_logprobs.push(log_probability(row, token, self.survey.log_sum()));
-            }
-            if span.samples
-                && let Some(row) = rows.next()
-            {
-                samples.tokens.push(self.sample_row(row, sequence));
-            }
-        }
+    /// Log-probability of `token`. `logits`: `[vocab]`.
+    fn log_probability(&mut self, logits: &[f32], token: TokenId) -> f32 {
+        self.survey.read(logits, [1.0]);
+        log_probability(logits, token, self.survey.log_sum())
     }
 
     /// Samples the token that follows `sequence`. `logits`: `[vocab]`.
-    pub(crate) fn sample_row(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+    pub(crate) fn sample(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
         let params = &sequence.group.sampling;
         let report = sequence.group.report;
         let reports = report.logprobs || report.top_n > 0;
@@ -145,7 +207,7 @@ mod tests {
     }
 
     fn sample(logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
-        Sampler::new(logits.len()).sample_row(logits, sequence)
+        RowSampler::new(logits.len()).sample(logits, sequence)
     }
 
     fn plain(sampling: SamplingParams) -> Sequence {

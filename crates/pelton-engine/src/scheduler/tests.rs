@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
-use pelton_backend::{BlockId, StepBatch, TokenId};
-use pelton_model::ModelSpec;
+use pelton_backend::{BlockId, StepBatch, TokenId, Workers};
+use pelton_model::{Logits, ModelSpec};
 
 use super::*;
-use crate::sampling::Sampler;
+use crate::sampling::{RowSampler, Sampler};
 use crate::sequence::Group;
 use crate::{ReportParams, SamplingParams, StoppingParams};
 
@@ -74,7 +74,7 @@ struct Alone {
 
 impl Alone {
     fn new(mut sequence: Sequence, vocab_size: usize) -> Self {
-        let mut sampler = Sampler::new(vocab_size);
+        let mut sampler = RowSampler::new(vocab_size);
         let mut alone = Alone { tokens: Vec::new(), reason: FinishReason::Length, prompt_logprobs: None };
         let (mut stored, mut rows) = (Vec::new(), Vec::<Vec<f32>>::new());
         while !sequence.is_over() {
@@ -83,7 +83,7 @@ impl Alone {
                 stored.push(memory);
                 rows.push(logits_of(memory, vocab_size).collect());
             }
-            let sample = sampler.sample_row(&rows[rows.len() - 1], &sequence);
+            let sample = sampler.sample(&rows[rows.len() - 1], &sequence);
             alone.tokens.extend(sample.clone());
             if let Some(finished) = sequence.take_sample(sample).finished {
                 alone.reason = finished.reason;
@@ -98,6 +98,19 @@ impl Alone {
             alone.prompt_logprobs = Some([None].into_iter().chain(foretold).collect());
         }
         alone
+    }
+}
+
+/// Three workers, the last unit first: nobody may count on an order.
+struct Backwards;
+
+impl Workers for Backwards {
+    fn count(&self) -> usize {
+        3
+    }
+
+    fn run(&self, num_units: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        (0..num_units).rev().for_each(|unit| work(unit % 3, unit));
     }
 }
 
@@ -219,7 +232,8 @@ impl World {
     fn step(&mut self) {
         self.plan();
         let logits = self.model.forward(&self.plan.batch);
-        self.sampler.sample(&self.plan, self.scheduler.running(), logits, &mut self.samples);
+        let logits = Logits::new(logits, &Backwards);
+        self.sampler.sample(&self.plan, self.scheduler.running(), &logits, &mut self.samples);
         self.scheduler.commit(&self.plan, &mut self.samples, &mut self.outcomes);
         self.scheduler.check_integrity();
         for outcome in self.outcomes.drain(..) {
