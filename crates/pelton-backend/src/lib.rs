@@ -18,6 +18,6 @@ pub use backend::Backend;
 pub use batch::{BlockId, Span, StepBatch, TokenId};
 pub use error::BackendError;
 pub use host::{DType, HostTensor};
-pub use spec::{Act, AttendSpec, KvSpec, MemoryReport, RmsNorm, RopeSpec, alibi_slope};
+pub use spec::{Act, AttendSpec, KvFormat, KvSpec, MemoryReport, RmsNorm, RopeSpec, alibi_slope};
 pub use weight::{DenseWeight, WeightFormat};
 pub use workers::{CallerAlone, Workers};

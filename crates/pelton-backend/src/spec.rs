@@ -74,6 +74,30 @@ pub fn alibi_slope(head: usize, num_heads: usize, max_exponent: f32) -> f32 {
     (-max_exponent * power as f32 / heads as f32).exp2()
 }
 
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// In floats, rounded to nearest even when they are written.
+    Dense(DType),
+    /// In eight bits with a scale for each key and each value of a head: `scale = max |x| / 127`, `code = round(x / scale)` to nearest even.
+    Int8,
+}
+
+impl From<DType> for KvFormat {
+    fn from(dtype: DType) -> Self {
+        Self::Dense(dtype)
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense(dtype) => dtype.fmt(f),
+            Self::Int8 => f.write_str("int8"),
+        }
+    }
+}
+
 /// Storage of keys and values, by block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvSpec {
@@ -85,14 +109,18 @@ pub struct KvSpec {
     pub head_dim: usize,
     /// Positions in one block; a backend may want a multiple of 16.
     pub block_tokens: usize,
-    /// Precision of stored keys and values; rounded to nearest even when written.
-    pub dtype: DType,
+    /// How they are kept.
+    pub format: KvFormat,
 }
 
 impl KvSpec {
     /// Bytes of one block over all layers, keys and values.
     pub fn block_bytes(&self) -> usize {
-        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.block_tokens * self.dtype.size_bytes()
+        let head_bytes = match self.format {
+            KvFormat::Dense(dtype) => self.head_dim * dtype.size_bytes(),
+            KvFormat::Int8 => self.head_dim + size_of::<f32>(),
+        };
+        2 * self.num_layers * self.num_kv_heads * self.block_tokens * head_bytes
     }
 }
 

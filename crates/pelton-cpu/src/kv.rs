@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Keys are turned, so that the scores of neighbouring positions come out in neighbouring lanes. `P` is 2 for bf16: two elements that are
-//! summed one after the other share a word, which becomes two floats with an instruction each. Otherwise it is 1.
+//! summed one after the other share a word, which becomes two floats with an instruction each. Otherwise it is 1. In eight bits, sixteen
+//! scales of the keys and sixteen of the values follow, in f32.
 
 use half::{bf16, f16};
-use pelton_backend::{BackendError, DType, KvSpec};
+use pelton_backend::{BackendError, DType, KvFormat, KvSpec};
 
 use crate::buffer::{Buffer, Plain, SLACK};
 use crate::lanes::{LANES, Lanes};
@@ -31,6 +32,7 @@ pub(crate) enum Blocks {
     F32(Buffer<f32>),
     F16(Buffer<f16>),
     Bf16(Buffer<bf16>),
+    Int8(Buffer<i8>),
 }
 
 /// An element type of the cache.
@@ -38,8 +40,14 @@ pub(crate) trait KvElement: Plain {
     /// Elements that lie beside each other and are summed one after the other: `P` of the layout.
     const PAIRED: usize;
 
+    /// Elements that a strip's scales take; none where numbers stand for themselves.
+    const SCALES_LEN: usize;
+
+    /// Scale of a head's key or value.
+    fn scale(x: &[f32]) -> f32;
+
     /// Rounds to nearest even.
-    fn round(x: f32) -> Self;
+    fn round(x: f32, scale: f32) -> Self;
 
     /// Two neighbours in the order of sums, for 16 lanes: `p` leads to the first of them, and where they are not paired the second lies
     /// `stride` elements later.
@@ -57,6 +65,8 @@ pub(crate) struct Layout {
     pub num_kv_heads: usize,
     pub head_dim: usize,
     pub block_tokens: usize,
+    /// Elements of one head's strip.
+    pub strip_len: usize,
 }
 
 impl Layout {
@@ -65,8 +75,8 @@ impl Layout {
         self.head_dim.next_multiple_of(2) * STRIP_TOKENS
     }
 
-    /// Elements of one head's strip.
-    pub(crate) fn strip_len(&self) -> usize {
+    /// Index in a strip of the scale of its first key; the others follow, then those of the values.
+    pub(crate) fn scales(&self) -> usize {
         self.keys_len() + self.head_dim * STRIP_TOKENS
     }
 
@@ -74,7 +84,7 @@ impl Layout {
     pub(crate) fn strip(&self, layer: usize, block: usize, head: usize, offset: usize) -> usize {
         assert!(layer < self.num_layers && block < self.num_blocks && head < self.num_kv_heads);
         let head_block = (layer * self.num_blocks + block) * self.num_kv_heads + head;
-        (head_block * self.block_tokens + offset) / STRIP_TOKENS * self.strip_len()
+        (head_block * self.block_tokens + offset) / STRIP_TOKENS * self.strip_len
     }
 
     /// Index in a strip of dimension `d` of its key number `token`.
@@ -88,7 +98,7 @@ impl Layout {
     }
 
     fn len(&self) -> usize {
-        [self.num_layers, self.num_blocks, self.num_kv_heads, self.block_tokens / STRIP_TOKENS, self.strip_len()]
+        [self.num_layers, self.num_blocks, self.num_kv_heads, self.block_tokens / STRIP_TOKENS, self.strip_len]
             .into_iter()
             .fold(1, usize::saturating_mul)
     }
@@ -102,28 +112,40 @@ impl KvCache {
                 spec.block_tokens, spec.head_dim
             )));
         }
-        let layout = Layout {
+        let mut layout = Layout {
             num_layers: spec.num_layers,
             num_blocks: num_blocks as usize,
             num_kv_heads: spec.num_kv_heads,
             head_dim: spec.head_dim,
             block_tokens: spec.block_tokens,
+            strip_len: 0,
         };
-        const WHAT: &str = "the KV cache";
-        let blocks = match spec.dtype {
-            DType::F32 => Blocks::F32(Buffer::new(WHAT, layout.len())?),
-            DType::F16 => Blocks::F16(Buffer::new(WHAT, layout.len())?),
-            DType::BF16 => Blocks::Bf16(Buffer::new(WHAT, layout.len())?),
+        let blocks = match spec.format {
+            KvFormat::Dense(DType::F32) => Blocks::F32(buffer(&mut layout)?),
+            KvFormat::Dense(DType::F16) => Blocks::F16(buffer(&mut layout)?),
+            KvFormat::Dense(DType::BF16) => Blocks::Bf16(buffer(&mut layout)?),
+            KvFormat::Int8 => Blocks::Int8(buffer(&mut layout)?),
         };
         Ok(Self { layout, blocks })
     }
 }
 
+/// Memory for all blocks, and the layout of strips of such elements.
+fn buffer<T: KvElement>(layout: &mut Layout) -> Result<Buffer<T>, BackendError> {
+    layout.strip_len = layout.scales() + T::SCALES_LEN;
+    Buffer::new("the KV cache", layout.len())
+}
+
 impl KvElement for f32 {
     const PAIRED: usize = 1;
+    const SCALES_LEN: usize = 0;
+
+    fn scale(_: &[f32]) -> f32 {
+        1.0
+    }
 
     #[inline(always)]
-    fn round(x: f32) -> f32 {
+    fn round(x: f32, _: f32) -> f32 {
         x
     }
 
@@ -136,9 +158,14 @@ impl KvElement for f32 {
 
 impl KvElement for f16 {
     const PAIRED: usize = 1;
+    const SCALES_LEN: usize = 0;
+
+    fn scale(_: &[f32]) -> f32 {
+        1.0
+    }
 
     #[inline(always)]
-    fn round(x: f32) -> f16 {
+    fn round(x: f32, _: f32) -> f16 {
         f16::from_f32(x)
     }
 
@@ -151,9 +178,14 @@ impl KvElement for f16 {
 
 impl KvElement for bf16 {
     const PAIRED: usize = 2;
+    const SCALES_LEN: usize = 0;
+
+    fn scale(_: &[f32]) -> f32 {
+        1.0
+    }
 
     #[inline(always)]
-    fn round(x: f32) -> bf16 {
+    fn round(x: f32, _: f32) -> bf16 {
         bf16::from_f32(x)
     }
 
@@ -161,5 +193,27 @@ impl KvElement for bf16 {
     unsafe fn load_pair<L: Lanes>(isa: L, p: *const bf16, _: usize) -> (L::V, L::V) {
         // SAFETY: the caller's promise.
         unsafe { isa.load_bf16_pairs(p) }
+    }
+}
+
+impl KvElement for i8 {
+    const PAIRED: usize = 1;
+    const SCALES_LEN: usize = 2 * STRIP_TOKENS * size_of::<f32>();
+
+    /// Not a number where one of `x` is not: then nothing of this key or value is believed.
+    fn scale(x: &[f32]) -> f32 {
+        x.iter().fold(0.0f32, |largest, x| if x.abs() <= largest { largest } else { x.abs() + 0.0 * largest }) / 127.0
+    }
+
+    #[inline(always)]
+    fn round(x: f32, scale: f32) -> i8 {
+        // Nothing but zeros has the scale 0; `as` makes 0 of 0 / 0.
+        (x / scale).round_ties_even() as i8
+    }
+
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(isa: L, p: *const i8, stride: usize) -> (L::V, L::V) {
+        // SAFETY: the caller's promise.
+        unsafe { (isa.load_i8(p), isa.load_i8(p.add(stride))) }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvSpec, RmsNorm, RopeSpec, StepBatch, TokenId,
-    WeightFormat,
+    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvFormat, KvSpec, RmsNorm, RopeSpec, StepBatch,
+    TokenId, WeightFormat,
 };
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 
@@ -78,12 +78,17 @@ impl Decoder {
         let qkv_bias = param(&numbers(QKV));
         let norm = RmsNorm { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
         let angles = param(&numbers(512 * HEAD_DIM));
-        let dtype = match format {
-            WeightFormat::Dense(dtype) => dtype,
-            WeightFormat::Int8 => DType::BF16,
+        let kv_format = match format {
+            WeightFormat::Dense(dtype) => dtype.into(),
+            WeightFormat::Int8 => KvFormat::Int8,
         };
-        let spec =
-            KvSpec { num_layers: 1, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, block_tokens: BLOCK_TOKENS, dtype };
+        let spec = KvSpec {
+            num_layers: 1,
+            num_kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            block_tokens: BLOCK_TOKENS,
+            format: kv_format,
+        };
         let kv = backend.kv_cache(&spec, 16).unwrap();
         let step = backend.step(MAX_ROWS).unwrap();
         let rows = [HIDDEN, HIDDEN, QKV, HEADS * HEAD_DIM, HIDDEN, 2 * INNER, INNER, HIDDEN, VOCAB]

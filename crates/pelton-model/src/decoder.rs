@@ -1,8 +1,8 @@
 //! The decoder: one forward pass for every declared family, on any backend.
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, RmsNorm, RopeSpec, StepBatch,
-    TokenId, WeightFormat,
+    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvFormat, RmsNorm, RopeSpec,
+    StepBatch, TokenId, WeightFormat,
 };
 
 use crate::memory::MemoryPlan;
@@ -35,8 +35,8 @@ pub struct DecoderInfo {
     pub architecture: &'static str,
     /// How the packed matrices are kept.
     pub format: WeightFormat,
-    /// Precision of stored keys and values.
-    pub kv_dtype: DType,
+    /// How keys and values are kept.
+    pub kv_format: KvFormat,
     /// Numbers in the checkpoint that the model uses.
     pub num_parameters: u64,
     /// Things that were settled in a way worth a warning.

@@ -27,7 +27,7 @@ pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
-pub use load::{DTypeChoice, KvDTypeChoice, LoadError, LoadOptions, Quantize, load, load_random};
+pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, Quantize, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};

@@ -2,8 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{
-    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
-    WeightFormat,
+    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, KvFormat, KvSpec, MemoryReport, RmsNorm,
+    RopeSpec, WeightFormat,
 };
 
 use crate::config::{ConfigError, HfConfig};
@@ -65,13 +65,13 @@ pub enum Quantize {
     Int8,
 }
 
-/// Precision of stored keys and values.
+/// How keys and values are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvDTypeChoice {
+pub enum KvFormatChoice {
     /// float32 beside float32 matrices, else bfloat16.
     Auto,
     /// This one.
-    Exact(DType),
+    Exact(KvFormat),
 }
 
 /// How to load a model.
@@ -81,8 +81,8 @@ pub struct LoadOptions {
     pub dtype: DTypeChoice,
     /// Whether to quantise the matrices, from whatever precision they have.
     pub quantize: Option<Quantize>,
-    /// Precision of stored keys and values.
-    pub kv_dtype: KvDTypeChoice,
+    /// How keys and values are kept.
+    pub kv_format: KvFormatChoice,
     /// Positions in a KV block, 1 to 1024.
     pub block_tokens: usize,
     /// Rows a step may hold, 1 to 65536.
@@ -102,7 +102,7 @@ impl Default for LoadOptions {
         Self {
             dtype: DTypeChoice::Auto,
             quantize: None,
-            kv_dtype: KvDTypeChoice::Auto,
+            kv_format: KvFormatChoice::Auto,
             block_tokens: 16,
             max_step_rows: 512,
             max_logit_rows: 128,
@@ -243,15 +243,15 @@ fn plan(
         num_kv_heads: spec.attention.num_kv_heads,
         head_dim: spec.attention.head_dim,
         block_tokens: options.block_tokens,
-        dtype: match options.kv_dtype {
-            KvDTypeChoice::Exact(dtype) => dtype,
-            KvDTypeChoice::Auto if format == DType::F32.into() => DType::F32,
-            KvDTypeChoice::Auto => DType::BF16,
+        format: match options.kv_format {
+            KvFormatChoice::Exact(format) => format,
+            KvFormatChoice::Auto if format == DType::F32.into() => DType::F32.into(),
+            KvFormatChoice::Auto => DType::BF16.into(),
         },
     };
     let plan = MemoryPlan::new(&spec, &tensors, format, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
-    let info = DecoderInfo { architecture, format, kv_dtype: kv.dtype, num_parameters, notes };
+    let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
     Ok(Prepared { spec, tensors, source: weights.source, limits, plan, info })
 }
 

@@ -240,7 +240,7 @@ impl fmt::Display for MemoryPlan {
         line("rope table", self.rope_bytes, format!("{} positions", self.max_positions))?;
         line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
         let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
-        line("kv cache", self.kv_bytes(), format!("{}, {} tokens in {blocks}", self.kv.dtype, self.kv_tokens()))?;
+        line("kv cache", self.kv_bytes(), format!("{}, {} tokens in {blocks}", self.kv.format, self.kv_tokens()))?;
         let of =
             format!("of {} available, {} in all", Size(self.memory.available_bytes), Size(self.memory.total_bytes));
         write!(f, "{:<12}{:>11}  {of}", "together", Size(self.total_bytes()))
@@ -261,7 +261,7 @@ mod tests {
 
     fn plan(budget: KvBudget, available_bytes: u64) -> Result<MemoryPlan, MemoryError> {
         let (_, spec) = spec_of(&HfConfig::parse("config.json", LLAMA.as_bytes()).unwrap()).unwrap();
-        let kv = KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, dtype: DType::BF16 };
+        let kv = KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, format: DType::BF16.into() };
         let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 250 };
         let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
         MemoryPlan::new(&spec, &spec.tensors(), DType::BF16.into(), limits, kv, budget, memory)

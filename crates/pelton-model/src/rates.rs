@@ -385,7 +385,7 @@ mod tests {
             max_positions: 12,
             workspace_bytes: 0,
             max_step_rows: 4,
-            kv: KvSpec { num_layers: 1, num_kv_heads: 1, head_dim: 2, block_tokens: 4, dtype: DType::BF16 },
+            kv: KvSpec { num_layers: 1, num_kv_heads: 1, head_dim: 2, block_tokens: 4, format: DType::BF16.into() },
             num_blocks: 9,
             memory: MemoryReport { total_bytes: 0, available_bytes: 0 },
         }

@@ -1,10 +1,10 @@
-//! What formats of the weights cost in quality: perplexity of the demo model on text that it has not seen.
+//! What formats of weights, and of keys and values, cost in quality: perplexity of the demo model on text that it has not seen.
 
 use std::path::Path;
 
-use pelton_backend::{BlockId, DType, StepBatch, TokenId};
+use pelton_backend::{BlockId, DType, KvFormat, StepBatch, TokenId};
 use pelton_cpu::{CpuBackend, CpuConfig};
-use pelton_model::{DTypeChoice, KvBudget, LoadOptions, Model, ModelFiles, Quantize, load};
+use pelton_model::{DTypeChoice, KvBudget, KvFormatChoice, LoadOptions, Model, ModelFiles, Quantize, load};
 use pelton_text::TextModel;
 
 /// Tokens of each window; a window sees itself alone.
@@ -13,7 +13,7 @@ const NUM_WINDOWS: usize = 24;
 const BLOCK_TOKENS: usize = 16;
 
 /// Mean nats by token over windows from all over `models/demo/heldout.txt`.
-fn nats(dtype: DType, quantize: Option<Quantize>) -> f64 {
+fn nats(dtype: DType, quantize: Option<Quantize>, kv_format: KvFormatChoice) -> f64 {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let files = ModelFiles::directory(demo.clone()).unwrap();
     let text = TextModel::from_files(&|name| Ok(files.read(name).unwrap().map(|bytes| bytes.into_owned()))).unwrap();
@@ -22,6 +22,7 @@ fn nats(dtype: DType, quantize: Option<Quantize>) -> f64 {
     let options = LoadOptions {
         dtype: DTypeChoice::Exact(dtype),
         quantize,
+        kv_format,
         block_tokens: BLOCK_TOKENS,
         max_step_rows: WINDOW,
         max_logit_rows: WINDOW,
@@ -50,14 +51,16 @@ fn nats(dtype: DType, quantize: Option<Quantize>) -> f64 {
 
 #[test]
 fn perplexity_stays_near_that_of_float32() {
-    let reference = nats(DType::F32, None);
+    let auto = KvFormatChoice::Auto;
+    let reference = nats(DType::F32, None, auto);
     assert!((0.5..4.0).contains(&reference), "a trained model: {reference} nats by token");
-    for (name, dtype, quantize, bound) in [
-        ("bfloat16", DType::BF16, None, 0.0005),
-        ("float16", DType::F16, None, 0.0005),
-        ("int8", DType::F32, Some(Quantize::Int8), 0.005),
+    for (name, dtype, quantize, kv_format, bound) in [
+        ("bfloat16", DType::BF16, None, auto, 0.0005),
+        ("float16", DType::F16, None, auto, 0.0005),
+        ("int8", DType::F32, Some(Quantize::Int8), auto, 0.005),
+        ("int8 keys and values", DType::F32, None, KvFormatChoice::Exact(KvFormat::Int8), 0.001),
     ] {
-        let change = (nats(dtype, quantize) - reference).exp() - 1.0;
+        let change = (nats(dtype, quantize, kv_format) - reference).exp() - 1.0;
         println!("{name}: perplexity {:.4}, {:+.3} % of float32's", reference.exp(), 100.0 * change);
         assert!(change.abs() <= bound, "{name}: perplexity changes by {change:+.5}, more than {bound}");
     }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Numbers, Source, assert_close, assert_same_bits, read, rounded, step_of, tolerance};
-use crate::{AttendSpec, Backend, BlockId, DType, KvSpec, StepBatch, TokenId, alibi_slope};
+use super::{Numbers, Source, assert_close, assert_same_bits, kept, read, step_of, tolerance};
+use crate::{AttendSpec, Backend, BlockId, DType, KvFormat, KvSpec, StepBatch, TokenId, WeightFormat, alibi_slope};
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const FORMATS: [KvFormat; 4] =
+    [KvFormat::Dense(DType::F32), KvFormat::Dense(DType::F16), KvFormat::Dense(DType::BF16), KvFormat::Int8];
 
 /// One shape of attention and the sequences that go through it.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ struct Case {
     num_kv_heads: usize,
     head_dim: usize,
     block_tokens: usize,
-    dtype: DType,
+    format: KvFormat,
     /// Positions of each sequence.
     lengths: Vec<usize>,
     /// Size of queries and keys: large ones make one position win.
@@ -72,7 +73,7 @@ fn cases() -> Vec<Case> {
         num_kv_heads: 2,
         head_dim: 32,
         block_tokens: 16,
-        dtype: DType::BF16,
+        format: DType::BF16.into(),
         lengths: vec![40, 1, 17],
         size: 1.0,
         window: None,
@@ -80,14 +81,14 @@ fn cases() -> Vec<Case> {
         alibi: None,
     };
     let mut cases = Vec::new();
-    for dtype in DTYPES {
-        cases.push(Case { dtype, lengths: vec![130, 3, 65, 64], ..base.clone() });
+    for format in FORMATS {
+        cases.push(Case { format, lengths: vec![130, 3, 65, 64], ..base.clone() });
     }
-    for (head_dim, dtype) in [1, 2, 8, 15, 17, 24, 64, 80, 128].into_iter().zip(DTYPES.into_iter().cycle()) {
-        cases.push(Case { head_dim, dtype, ..base.clone() });
+    for (head_dim, format) in [1, 2, 8, 15, 17, 24, 33, 64, 80, 128].into_iter().zip(FORMATS.into_iter().cycle()) {
+        cases.push(Case { head_dim, format, ..base.clone() });
     }
-    for (block_tokens, dtype) in [16, 32, 48, 64, 80, 128].into_iter().zip(DTYPES.into_iter().cycle()) {
-        cases.push(Case { block_tokens, dtype, lengths: vec![75, 9], head_dim: 24, ..base.clone() });
+    for (block_tokens, format) in [16, 32, 48, 64, 80, 128].into_iter().zip(FORMATS.into_iter().cycle()) {
+        cases.push(Case { block_tokens, format, lengths: vec![75, 9], head_dim: 24, ..base.clone() });
     }
     for (num_heads, num_kv_heads) in [(1, 1), (3, 3), (3, 1), (8, 1), (14, 2), (16, 1)] {
         cases.push(Case { num_heads, num_kv_heads, ..base.clone() });
@@ -204,8 +205,8 @@ impl<'b, B: Backend> Bench<'b, B> {
     }
 
     fn cache(&self, num_blocks: u32) -> B::KvCache {
-        let Case { num_kv_heads, head_dim, block_tokens, dtype, .. } = self.case;
-        let spec = KvSpec { num_layers: LAYERS, num_kv_heads, head_dim, block_tokens, dtype };
+        let Case { num_kv_heads, head_dim, block_tokens, format, .. } = self.case;
+        let spec = KvSpec { num_layers: LAYERS, num_kv_heads, head_dim, block_tokens, format };
         self.backend.kv_cache(&spec, num_blocks).expect("a cache fits")
     }
 
@@ -339,7 +340,7 @@ impl<'b, B: Backend> Bench<'b, B> {
     }
 
     fn compare_head(&self, found: &[f32], layer: usize, sequence: usize, position: usize, head: usize) {
-        let Case { num_heads, num_kv_heads, head_dim, dtype, .. } = self.case;
+        let Case { num_heads, num_kv_heads, head_dim, format, .. } = self.case;
         let cols = (num_heads + 2 * num_kv_heads) * head_dim;
         let values_of = |position: usize, head: usize| {
             let row = self.row(layer, sequence, position);
@@ -352,10 +353,10 @@ impl<'b, B: Backend> Bench<'b, B> {
         let slope = self.spec.alibi.map_or(0.0, |max_exponent| f64::from(alibi_slope(head, num_heads, max_exponent)));
         let first = self.spec.window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
         for context in first..=position {
-            let key = values_of(context, num_heads + kv_head);
+            let key = stored(values_of(context, num_heads + kv_head), format);
             let (mut score, mut magnitude) = (0.0, 0.0);
-            for (&q, &k) in query.iter().zip(key) {
-                let product = f64::from(q) * f64::from(rounded(k, dtype)) * f64::from(self.spec.scale);
+            for (&q, &k) in query.iter().zip(&key) {
+                let product = f64::from(q) * k * f64::from(self.spec.scale);
                 score += product;
                 magnitude += product.abs();
             }
@@ -374,19 +375,23 @@ impl<'b, B: Backend> Bench<'b, B> {
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
         let tolerance = tolerance::attention(head_dim, position + 1, score_magnitude, f64::from(self.case.size));
+        let values: Vec<Vec<f64>> = (first..=position)
+            .map(|context| stored(values_of(context, num_heads + num_kv_heads + kv_head), format))
+            .collect();
         for (d, &found) in found.iter().enumerate() {
-            let mixed: f64 = weights
-                .iter()
-                .enumerate()
-                .map(|(context, weight)| {
-                    weight
-                        * f64::from(rounded(values_of(first + context, num_heads + num_kv_heads + kv_head)[d], dtype))
-                })
-                .sum();
+            let mixed: f64 = weights.iter().zip(&values).map(|(weight, value)| weight * value[d]).sum();
             let case = || {
                 format!("{:?}, layer {layer}, sequence {sequence}, position {position}, head {head}, {d}", self.case)
             };
             assert_close(found, mixed / sum, tolerance, case);
         }
+    }
+}
+
+/// A head's key or value as it is kept.
+fn stored(numbers: &[f32], format: KvFormat) -> Vec<f64> {
+    match format {
+        KvFormat::Dense(dtype) => kept(numbers, dtype.into()),
+        KvFormat::Int8 => kept(numbers, WeightFormat::Int8),
     }
 }

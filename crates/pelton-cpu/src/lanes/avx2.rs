@@ -44,6 +44,17 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Two {
+        // SAFETY: `self` proves AVX2; the caller promises 16 elements.
+        unsafe {
+            Two(
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Two, Two) {
         // SAFETY: `self` proves AVX2; the caller promises 32 elements.
         let (low, high) = unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())) };

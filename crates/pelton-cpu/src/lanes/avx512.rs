@@ -39,6 +39,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> __m512 {
+        // SAFETY: `self` proves AVX-512; the caller promises 16 elements.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (__m512, __m512) {
         // SAFETY: `self` proves AVX-512; the caller promises 32 elements.
         unsafe {

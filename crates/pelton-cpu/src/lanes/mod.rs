@@ -52,6 +52,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// 16 readable elements at `p`.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
 
+    /// # Safety
+    /// 16 readable elements at `p`.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
+
     /// 32 elements, taken apart: those with even index and those with odd index.
     ///
     /// # Safety
@@ -182,9 +186,12 @@ mod tests {
             }
             let halves: Vec<f16> = self.a.iter().map(|&x| f16::from_f32(x)).collect();
             let brains: Vec<bf16> = self.a.iter().chain(self.b).map(|&x| bf16::from_f32(x)).collect();
-            // SAFETY: 16 and 32 elements are there.
-            let (half, (even, odd)) = unsafe { (isa.load_f16(halves.as_ptr()), isa.load_bf16_pairs(brains.as_ptr())) };
-            for v in [half, even, odd] {
+            let codes: Vec<i8> = self.b.iter().map(|&x| (x * 40.0) as i8).collect();
+            // SAFETY: 16, 16 and 32 elements are there.
+            let (half, code, (even, odd)) = unsafe {
+                (isa.load_f16(halves.as_ptr()), isa.load_i8(codes.as_ptr()), isa.load_bf16_pairs(brains.as_ptr()))
+            };
+            for v in [half, code, even, odd] {
                 out.extend(isa.to_array(v));
             }
             for n in -126..=127 {

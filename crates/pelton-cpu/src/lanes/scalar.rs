@@ -37,6 +37,12 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Self::V, Self::V) {
         // SAFETY: the caller's promise.
         let pairs = unsafe { p.cast::<[[bf16; 2]; LANES]>().read_unaligned() };

@@ -180,7 +180,7 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
         num_kv_heads: HEADS.num_kv_heads,
         head_dim: HEADS.head_dim,
         block_tokens: BLOCK_TOKENS,
-        dtype: KV_DTYPE,
+        format: KV_DTYPE.into(),
     };
     let num_blocks = max_sequences * sequence_blocks;
     let layer_bytes = (kv_spec(1).block_bytes() * num_blocks) as u64;

@@ -5,7 +5,7 @@ use std::path::Path;
 use pelton_backend::{DType, TokenId};
 use pelton_cpu::{CpuBackend, IsaChoice};
 use pelton_model::{
-    DTypeChoice, Decoder, KvBudget, KvDTypeChoice, LoadError, LoadOptions, MemoryError, Model, ModelFiles, load,
+    DTypeChoice, Decoder, KvBudget, KvFormatChoice, LoadError, LoadOptions, MemoryError, Model, ModelFiles, load,
 };
 use serde_json::{Value, json};
 
@@ -37,13 +37,13 @@ fn auto_keeps_the_precision_of_the_file() {
         ("stored_f16", DType::F16, DType::BF16),
     ] {
         let decoder = load_from(&root().join(name), &auto).unwrap();
-        assert_eq!((decoder.info().format, decoder.info().kv_dtype), (dtype.into(), kv), "{name}");
-        assert_eq!((decoder.plan().format, decoder.plan().kv.dtype), (dtype.into(), kv), "{name}");
+        assert_eq!((decoder.info().format, decoder.info().kv_format), (dtype.into(), kv.into()), "{name}");
+        assert_eq!((decoder.plan().format, decoder.plan().kv.format), (dtype.into(), kv.into()), "{name}");
         assert_eq!(decoder.info().architecture, "LlamaForCausalLM");
         assert!(decoder.info().notes.is_empty());
     }
-    let exact = LoadOptions { kv_dtype: KvDTypeChoice::Exact(DType::BF16), ..plain() };
-    assert_eq!(load_from(&root().join("gqa"), &exact).unwrap().info().kv_dtype, DType::BF16);
+    let exact = LoadOptions { kv_format: KvFormatChoice::Exact(DType::BF16.into()), ..plain() };
+    assert_eq!(load_from(&root().join("gqa"), &exact).unwrap().info().kv_format, DType::BF16.into());
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use pelton_backend::DType;
+use pelton_backend::{DType, KvFormat};
 use pelton_cpu::{CpuConfig, IsaChoice};
-use pelton_model::{DTypeChoice, KvDTypeChoice, LoadOptions, Quantize};
+use pelton_model::{DTypeChoice, KvFormatChoice, LoadOptions, Quantize};
 
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ComputeArgs {
@@ -29,9 +29,10 @@ pub struct PrecisionArgs {
     #[arg(long, env = "QUANTIZE", value_name = "METHOD")]
     pub quantize: Option<String>,
 
-    /// Precision of keys and values in the cache. `auto` is bfloat16, and float32 with --dtype float32.
-    #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
-    pub kv_cache_dtype: DtypeArg,
+    /// Precision of keys and values in the cache. `auto` is bfloat16, and float32 with --dtype float32. `int8`: eight bits with a
+    /// scale for each key and value of a head: room for nearly twice as many tokens as bfloat16.
+    #[arg(long, env = "KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtypeArg::Auto)]
+    pub kv_cache_dtype: KvCacheDtypeArg,
 }
 
 impl PrecisionArgs {
@@ -50,7 +51,7 @@ impl PrecisionArgs {
         Ok(LoadOptions {
             dtype: self.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
             quantize,
-            kv_dtype: self.kv_cache_dtype.exact().map_or(KvDTypeChoice::Auto, KvDTypeChoice::Exact),
+            kv_format: self.kv_cache_dtype.exact().map_or(KvFormatChoice::Auto, KvFormatChoice::Exact),
             ..LoadOptions::default()
         })
     }
@@ -78,6 +79,28 @@ impl DtypeArg {
             DtypeArg::Float32 => Some(DType::F32),
             DtypeArg::Bfloat16 => Some(DType::BF16),
             DtypeArg::Float16 => Some(DType::F16),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+    Int8,
+}
+
+impl KvCacheDtypeArg {
+    /// `None`: auto.
+    pub fn exact(self) -> Option<KvFormat> {
+        match self {
+            KvCacheDtypeArg::Auto => None,
+            KvCacheDtypeArg::Float32 => Some(DType::F32.into()),
+            KvCacheDtypeArg::Bfloat16 => Some(DType::BF16.into()),
+            KvCacheDtypeArg::Float16 => Some(DType::F16.into()),
+            KvCacheDtypeArg::Int8 => Some(KvFormat::Int8),
         }
     }
 }

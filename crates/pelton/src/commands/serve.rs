@@ -16,7 +16,7 @@ use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
 use super::checkpoint;
-use crate::args::compute::{DtypeArg, IsaArg};
+use crate::args::compute::{DtypeArg, IsaArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
 use crate::{env, logging};
 
@@ -82,7 +82,7 @@ fn check(args: &ServeArgs) -> Result<()> {
     let computes = [
         ("--dtype", args.precision.dtype != DtypeArg::Auto),
         ("--quantize", args.precision.quantize.is_some()),
-        ("--kv-cache-dtype", args.precision.kv_cache_dtype != DtypeArg::Auto),
+        ("--kv-cache-dtype", args.precision.kv_cache_dtype != KvCacheDtypeArg::Auto),
         ("--threads", args.compute.threads.is_some()),
         ("--isa", args.compute.isa != IsaArg::Auto),
     ];

@@ -77,6 +77,10 @@ pub(crate) fn attend(
             write(pool, args, layout, blocks.as_mut_slice());
             attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
         }
+        Blocks::Int8(blocks) => {
+            write(pool, args, layout, blocks.as_mut_slice());
+            attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
+        }
     }
 }
 
@@ -100,13 +104,23 @@ fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout, blocks: &
             let token = offset % STRIP_TOKENS;
             for head in 0..spec.num_kv_heads {
                 let strip = layout.strip(args.layer, block, head, offset);
-                for (d, &key) in keys[head * head_dim..][..head_dim].iter().enumerate() {
+                let (key, value) = (&keys[head * head_dim..][..head_dim], &values[head * head_dim..][..head_dim]);
+                let (key_scale, value_scale) = (T::scale(key), T::scale(value));
+                for (d, &x) in key.iter().enumerate() {
                     // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches this element.
-                    unsafe { *blocks.at(strip + layout.key::<T>(token, d)) = T::round(key) };
+                    unsafe { *blocks.at(strip + layout.key::<T>(token, d)) = T::round(x, key_scale) };
                 }
-                for (d, &value) in values[head * head_dim..][..head_dim].iter().enumerate() {
+                for (d, &x) in value.iter().enumerate() {
                     // SAFETY: as above.
-                    unsafe { *blocks.at(strip + layout.value::<T>(token, d)) = T::round(value) };
+                    unsafe { *blocks.at(strip + layout.value::<T>(token, d)) = T::round(x, value_scale) };
+                }
+                if T::SCALES_LEN > 0 {
+                    // SAFETY: at the end of a strip are two times sixteen scales; these two are this row's.
+                    unsafe {
+                        let scales = blocks.at(strip + layout.scales()).cast::<f32>();
+                        scales.add(token).write_unaligned(key_scale);
+                        scales.add(STRIP_TOKENS + token).write_unaligned(value_scale);
+                    }
                 }
             }
         }
@@ -328,9 +342,28 @@ impl<T: KvElement> Unit<'_, T> {
                 }
             }
         }
+        self.scale(isa, 0, &chunk.strips, &mut scores);
         self.adjust(isa, i, chunk.first, &mut scores);
         let corrections = self.soften(isa, i, &seen, &mut scores);
+        self.scale(isa, STRIP_TOKENS, &chunk.strips, &mut scores);
         self.mix(isa, i, &seen, &scores, &corrections, &chunk.strips);
+    }
+
+    /// Multiplies by the scales of keys (`first` 0) or of values (`first` 16), where there are any. Those of positions that nobody has written
+    /// meet lanes that nobody uses.
+    #[inline(always)]
+    fn scale<L: Lanes>(&self, isa: L, first: usize, strips: &[*const T; CHUNK_STRIPS], scores: &mut [Scores]) {
+        if T::SCALES_LEN == 0 {
+            return;
+        }
+        for (strip, at) in strips.iter().zip((0..CHUNK_TOKENS).step_by(STRIP_TOKENS)) {
+            // SAFETY: at the end of a strip are two times sixteen scales.
+            let scales = unsafe { isa.load(strip.add(self.layout.scales()).cast::<f32>().add(first)) };
+            for scores in scores.iter_mut() {
+                let v = isa.mul(isa.read(scores, at), scales);
+                isa.write(scores, at, v);
+            }
+        }
     }
 
     /// Applies what the model does to scores before the softmax.

@@ -101,7 +101,7 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
             architecture: info.architecture,
             num_parameters: info.num_parameters,
             dtype: info.format.to_string(),
-            kv_cache_dtype: info.kv_dtype.to_string(),
+            kv_cache_dtype: info.kv_format.to_string(),
             weights_bytes: memory.weights_bytes,
             step_weights_bytes: memory.step_weights_bytes(),
             position_bytes: memory.position_bytes(),
