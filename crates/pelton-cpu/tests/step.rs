@@ -80,7 +80,7 @@ impl Decoder {
         let angles = param(&numbers(512 * HEAD_DIM));
         let dtype = match format {
             WeightFormat::Dense(dtype) => dtype,
-            WeightFormat::Int8 => DType::BF16,
+            WeightFormat::Grouped(_) => DType::BF16,
         };
         let spec =
             KvSpec { num_layers: 1, num_kv_heads: KV_HEADS, head_dim: HEAD_DIM, block_tokens: BLOCK_TOKENS, dtype };
