@@ -55,7 +55,8 @@ fn perplexity_stays_near_that_of_float32() {
     for (name, dtype, quantize, bound) in [
         ("bfloat16", DType::BF16, None, 0.0005),
         ("float16", DType::F16, None, 0.0005),
-        ("int8", DType::F32, Some(Quantize::Int8), 0.005),
+        ("int8", DType::F32, Some(Quantize::INT8), 0.005),
+        ("int4", DType::F32, Some(Quantize::INT4), 0.02),
     ] {
         let change = (nats(dtype, quantize) - reference).exp() - 1.0;
         println!("{name}: perplexity {:.4}, {:+.3} % of float32's", reference.exp(), 100.0 * change);

@@ -80,7 +80,7 @@ impl WordKernel for Avx512Bf16 {
     fn columns(self, _first: usize, _column: usize) {}
 
     #[inline(always)]
-    fn begin(self, _row: usize, _columns: ()) -> __m512 {
+    unsafe fn begin(self, _row: usize, _columns: ()) -> __m512 {
         self.avx512().splat(0.0)
     }
 
@@ -92,15 +92,15 @@ impl WordKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512, x: u32, weights: __m512bh) -> __m512 {
+    fn add(self, sums: __m512, x: &u32, weights: __m512bh) -> __m512 {
         // SAFETY: `self` proves AVX-512 BF16; bits as above.
         unsafe {
-            _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32)), weights)
+            _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x as i32)), weights)
         }
     }
 
     #[inline(always)]
-    fn finish(self, sums: __m512, _row: usize, _columns: (), before: __m512) -> __m512 {
+    unsafe fn finish(self, sums: __m512, _row: usize, _columns: (), before: __m512) -> __m512 {
         self.avx512().add(sums, before)
     }
 }
@@ -132,7 +132,7 @@ mod tests {
 
         fn columns(self, _first: usize, _column: usize) {}
 
-        fn begin(self, _row: usize, _columns: ()) -> [f32; LANES] {
+        unsafe fn begin(self, _row: usize, _columns: ()) -> [f32; LANES] {
             [0.0; LANES]
         }
 
@@ -141,7 +141,7 @@ mod tests {
             unsafe { weights.cast::<[u32; LANES]>().read_unaligned() }
         }
 
-        fn add(self, mut sums: [f32; LANES], x: u32, weights: [u32; LANES]) -> [f32; LANES] {
+        fn add(self, mut sums: [f32; LANES], x: &u32, weights: [u32; LANES]) -> [f32; LANES] {
             let half = |bits: u32| f32::from_bits(bits << 16);
             let (even, odd) = (half(x & 0xffff), half(x >> 16));
             for (sum, pair) in sums.iter_mut().zip(weights) {
@@ -151,7 +151,7 @@ mod tests {
             sums
         }
 
-        fn finish(self, sums: [f32; LANES], _row: usize, _columns: (), before: [f32; LANES]) -> [f32; LANES] {
+        unsafe fn finish(self, sums: [f32; LANES], _row: usize, _columns: (), before: [f32; LANES]) -> [f32; LANES] {
             Scalar.add(sums, before)
         }
     }

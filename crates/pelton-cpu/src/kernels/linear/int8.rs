@@ -205,7 +205,7 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     }
 
     #[inline(always)]
-    fn begin(self, _row: usize, _columns: usize) -> D::Sums {
+    unsafe fn begin(self, _row: usize, _columns: usize) -> D::Sums {
         self.dot.zero()
     }
 
@@ -216,12 +216,12 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     }
 
     #[inline(always)]
-    fn add(self, sums: D::Sums, x: D::Word, weights: D::Weights) -> D::Sums {
-        self.dot.add(sums, x, weights)
+    fn add(self, sums: D::Sums, x: &D::Word, weights: D::Weights) -> D::Sums {
+        self.dot.add(sums, *x, weights)
     }
 
     #[inline(always)]
-    fn finish(
+    unsafe fn finish(
         self,
         sums: D::Sums,
         row: usize,

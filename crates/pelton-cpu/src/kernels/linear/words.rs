@@ -1,6 +1,6 @@
 //! Linears whose instructions take several input features as one word: the register tile and its blocking.
 //!
-//! All of `k` is summed in registers. A chunk of rows stays in the second cache while the panels of a unit pass by. Blocks of `k` as in the
+//! All of `k` is summed in registers, those of groups being converted and added at their ends. A chunk of rows stays in the second cache while the panels of a unit pass by. Blocks of `k` as in the
 //! float kernels, with sums resting in the result meanwhile, were slower: int8 at 256 rows by 7 to 23 % with 512 features,
 //! by 41 to 59 % with 128.
 
@@ -38,17 +38,23 @@ pub(super) trait WordKernel: Copy + Sync {
     fn columns(self, first: usize, column: usize) -> Self::Columns;
 
     /// What the sums of a row begin with.
-    fn begin(self, row: usize, columns: Self::Columns) -> Self::Sums;
+    ///
+    /// # Safety
+    /// There is such a row (also one that only fills up its tile), and `columns` come from this kernel.
+    unsafe fn begin(self, row: usize, columns: Self::Columns) -> Self::Sums;
 
     /// # Safety
     /// 64 readable bytes at `weights`.
     unsafe fn load(self, weights: *const u8) -> Self::Weights;
 
     /// `sums[column] += x * weights[column]`.
-    fn add(self, sums: Self::Sums, x: Self::Word, weights: Self::Weights) -> Self::Sums;
+    fn add(self, sums: Self::Sums, x: &Self::Word, weights: Self::Weights) -> Self::Sums;
 
     /// `before` (the bias, or the groups so far) and the sums of a group.
-    fn finish(
+    ///
+    /// # Safety
+    /// As for [`WordKernel::begin`].
+    unsafe fn finish(
         self,
         sums: Self::Sums,
         row: usize,
@@ -207,10 +213,12 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
             for c in 1..C {
                 columns[c] = kernel.columns(args.first_column + first + c * LANES, first_column + c * LANES);
             }
-            let mut sums = [[kernel.begin(row(0), columns[0]); C]; R];
+            // SAFETY: row 0 is in the tile.
+            let mut sums = [[unsafe { kernel.begin(row(0), columns[0]) }; C]; R];
             for r in 0..R {
                 for c in 0..C {
-                    sums[r][c] = kernel.begin(row(r), columns[c]);
+                    // SAFETY: row `r` is in the tile.
+                    sums[r][c] = unsafe { kernel.begin(row(r), columns[c]) };
                 }
             }
             for step in first_step..args.steps.min(first_step + args.group_steps) {
@@ -229,7 +237,7 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
                 }
                 for r in 0..R {
                     // SAFETY: row `r` is in the tile, which has `steps` steps.
-                    let x = unsafe { *args.x.add(step * args.x_stride + r) };
+                    let x = unsafe { &*args.x.add(step * args.x_stride + r) };
                     for c in 0..C {
                         sums[r][c] = kernel.add(sums[r][c], x, weights[c]);
                     }
@@ -237,7 +245,8 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
             }
             for r in 0..R {
                 for c in 0..C {
-                    results[r][c] = kernel.finish(sums[r][c], row(r), columns[c], results[r][c]);
+                    // SAFETY: row `r` is in the tile.
+                    results[r][c] = unsafe { kernel.finish(sums[r][c], row(r), columns[c], results[r][c]) };
                 }
             }
         }

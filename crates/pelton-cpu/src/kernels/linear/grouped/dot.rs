@@ -61,7 +61,7 @@ pub(super) trait Dot<C: Codes>: Integers {
     /// 64 readable bytes at `weights`.
     unsafe fn load(self, weights: *const u8) -> Self::Weights;
 
-    fn add(self, sums: Self::Sums, x: Self::Word, weights: Self::Weights) -> Self::Sums;
+    fn add(self, sums: Self::Sums, x: &Self::Word, weights: Self::Weights) -> Self::Sums;
 }
 
 /// Four codes, one in each byte.
@@ -125,8 +125,8 @@ impl Dot<Bytes> for Scalar {
         unsafe { *weights.cast() }
     }
 
-    fn add(self, mut sums: [i32; LANES], x: u32, weights: [[u8; 4]; LANES]) -> [i32; LANES] {
-        add_plain(&mut sums, x, weights);
+    fn add(self, mut sums: [i32; LANES], x: &u32, weights: [[u8; 4]; LANES]) -> [i32; LANES] {
+        add_plain(&mut sums, *x, weights);
         sums
     }
 }
@@ -149,9 +149,9 @@ impl Dot<Nibbles> for Scalar {
         [weights.map(|column| column.map(|byte| byte & 15)), weights.map(|column| column.map(|byte| byte >> 4))]
     }
 
-    fn add(self, mut sums: [i32; LANES], x: [u32; 2], weights: [[[u8; 4]; LANES]; 2]) -> [i32; LANES] {
-        for (x, weights) in x.into_iter().zip(weights) {
-            add_plain(&mut sums, x, weights);
+    fn add(self, mut sums: [i32; LANES], x: &[u32; 2], weights: [[[u8; 4]; LANES]; 2]) -> [i32; LANES] {
+        for (x, weights) in x.iter().zip(weights) {
+            add_plain(&mut sums, *x, weights);
         }
         sums
     }
@@ -219,7 +219,7 @@ impl Dot<Bytes> for Avx2 {
     }
 
     #[inline(always)]
-    fn add(self, mut sums: [__m256i; 2], x: [u32; 2], weights: [[__m256i; 2]; 2]) -> [__m256i; 2] {
+    fn add(self, mut sums: [__m256i; 2], x: &[u32; 2], weights: [[__m256i; 2]; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves AVX2.
         unsafe {
             let (even, odd) = (_mm256_set1_epi32(x[0] as i32), _mm256_set1_epi32(x[1] as i32));
@@ -262,7 +262,7 @@ impl Dot<Nibbles> for Avx2 {
     }
 
     #[inline(always)]
-    fn add(self, mut sums: [__m256i; 2], x: [u32; 2], weights: [[__m256i; 2]; 2]) -> [__m256i; 2] {
+    fn add(self, mut sums: [__m256i; 2], x: &[u32; 2], weights: [[__m256i; 2]; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves AVX2.
         unsafe {
             let (first, last) = (_mm256_set1_epi32(x[0] as i32), _mm256_set1_epi32(x[1] as i32));
@@ -333,7 +333,7 @@ impl Dot<Bytes> for Avx512 {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: [u32; 2], weights: [__m512i; 2]) -> __m512i {
+    fn add(self, sums: __m512i, x: &[u32; 2], weights: [__m512i; 2]) -> __m512i {
         // SAFETY: `self` proves AVX-512 F and BW.
         unsafe {
             let even = _mm512_madd_epi16(weights[0], _mm512_set1_epi32(x[0] as i32));
@@ -377,7 +377,7 @@ impl Dot<Nibbles> for Avx512 {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: [u32; 2], weights: [__m512i; 2]) -> __m512i {
+    fn add(self, sums: __m512i, x: &[u32; 2], weights: [__m512i; 2]) -> __m512i {
         // SAFETY: `self` proves AVX-512 F and BW.
         unsafe {
             let first = _mm512_maddubs_epi16(weights[0], _mm512_set1_epi32(x[0] as i32));
@@ -435,9 +435,9 @@ impl Dot<Bytes> for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: u32, weights: __m512i) -> __m512i {
+    fn add(self, sums: __m512i, x: &u32, weights: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512 VNNI.
-        unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x as i32)) }
+        unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(*x as i32)) }
     }
 }
 
@@ -462,7 +462,7 @@ impl Dot<Nibbles> for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: [u32; 2], weights: [__m512i; 2]) -> __m512i {
+    fn add(self, sums: __m512i, x: &[u32; 2], weights: [__m512i; 2]) -> __m512i {
         // SAFETY: `self` proves AVX-512 VNNI.
         unsafe {
             let sums = _mm512_dpbusd_epi32(sums, weights[0], _mm512_set1_epi32(x[0] as i32));

@@ -221,14 +221,13 @@ impl<D: Dot<C>, C: Codes> WordKernel for Grouped<'_, D, C> {
     }
 
     #[inline(always)]
-    fn begin(self, row: usize, (_, column): Self::Columns) -> D::Sums {
-        let offset = self.offsets[row] as i32;
+    unsafe fn begin(self, row: usize, (_, column): Self::Columns) -> D::Sums {
+        // SAFETY: the row exists, the caller's promise. Left in, checks would keep the compiler from unrolling tiles.
+        let offset = unsafe { *self.offsets.get_unchecked(row) } as i32;
         match &self.weights.zeros {
             None => self.dot.splat(offset),
-            Some(zeros) => {
-                let (zeros, _) = zeros.as_slice()[column..].as_chunks();
-                self.dot.scaled(&zeros[0], offset)
-            }
+            // SAFETY: there are as many zeros as scales, of which sixteen were read from `column` on.
+            Some(zeros) => self.dot.scaled(unsafe { &*zeros.as_ptr().add(column).cast() }, offset),
         }
     }
 
@@ -239,12 +238,12 @@ impl<D: Dot<C>, C: Codes> WordKernel for Grouped<'_, D, C> {
     }
 
     #[inline(always)]
-    fn add(self, sums: D::Sums, x: D::Word, weights: D::Weights) -> D::Sums {
+    fn add(self, sums: D::Sums, x: &D::Word, weights: D::Weights) -> D::Sums {
         self.dot.add(sums, x, weights)
     }
 
     #[inline(always)]
-    fn finish(
+    unsafe fn finish(
         self,
         sums: D::Sums,
         row: usize,
@@ -252,6 +251,99 @@ impl<D: Dot<C>, C: Codes> WordKernel for Grouped<'_, D, C> {
         before: <D::Lanes as Lanes>::V,
     ) -> <D::Lanes as Lanes>::V {
         let lanes = self.dot.lanes();
-        lanes.fma(self.dot.floats(sums), lanes.mul(scales, lanes.splat(self.scales[row])), before)
+        // SAFETY: the row exists, the caller's promise.
+        let scale = unsafe { *self.scales.get_unchecked(row) };
+        lanes.fma(self.dot.floats(sums), lanes.mul(scales, lanes.splat(scale)), before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pelton_backend::{DenseWeight, Group, GroupedWeight, HostTensor, IntGroups};
+
+    use super::super::{Linear, PackedLinear, linear};
+    use super::*;
+    use crate::isa::IsaChoice;
+
+    const N: usize = 40;
+
+    const FORMATS: [IntGroups; 4] = [
+        IntGroups::INT4,
+        IntGroups { bits: Bits::Four, group: Group::Row, zeros: true },
+        IntGroups { bits: Bits::Eight, group: Group::Of64, zeros: false },
+        IntGroups { bits: Bits::Eight, group: Group::Of128, zeros: true },
+    ];
+
+    /// Rows times a weight of 40 output features, on every instruction set.
+    fn each_result(weights: &PackedLinear, x: &[f32], check: impl Fn(&[f32])) {
+        let (pool, scratches) = (Pool::new(2, &[]).unwrap(), Scratches::new(2));
+        let num_rows = x.len() / weights.in_features;
+        for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
+            let mut out = vec![0.0; num_rows * N];
+            linear(isa, &pool, &scratches, &Linear { x, weights, bias: None, num_rows }, &mut out);
+            check(&out);
+        }
+    }
+
+    fn packed(w: &[f32], format: IntGroups) -> PackedLinear {
+        let weight = DenseWeight::new(HostTensor::from_f32(vec![N, w.len() / N], w), format).unwrap();
+        PackedLinear::new(&Pool::new(1, &[]).unwrap(), &[weight]).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_finite_makes_its_row_or_column_no_number() {
+        let k = 150;
+        let mut x = vec![1.0; 3 * k];
+        (x[k / 2], x[3 * k - 1]) = (f32::INFINITY, f32::NAN);
+        let mut w = vec![0.5; N * k];
+        (w[3 * k + 40], w[20 * k + 149]) = (f32::NAN, f32::NEG_INFINITY);
+        for format in FORMATS {
+            each_result(&packed(&w, format), &x, |out| {
+                for (i, y) in out.iter().enumerate() {
+                    let (row, column) = (i / N, i % N);
+                    assert_eq!(y.is_nan(), row != 1 || column == 3 || column == 20, "{format}, {row}, {column}: {y}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn scales_may_be_extreme() {
+        let k = 96;
+        // Of one sign in each column, so that sums cannot cancel.
+        let mut w = vec![1e30f32; N * k];
+        w[..20 * k].fill(-1e-30);
+        let mut x = vec![1e-40; 2 * k];
+        x[..k].fill(3e8);
+        for format in FORMATS {
+            each_result(&packed(&w, format), &x, |out| {
+                for column in 0..20 {
+                    let error = out[column] / (-1e-30 * 3e8 * k as f32) - 1.0;
+                    assert!(error.abs() < 0.01, "{format}: {}", out[column]);
+                    assert!(out[column + 20] > 1e38, "{format}: {}", out[column + 20]);
+                }
+                assert!(out[N..].iter().all(|&y| y == 0.0), "{format}: denormal rows are zeros");
+            });
+        }
+    }
+
+    #[test]
+    fn the_largest_sums_of_the_longest_row_fit() {
+        let k = super::super::int8::MAX_IN_FEATURES;
+        let format = IntGroups { bits: Bits::Eight, group: Group::Row, zeros: true };
+        let zeros: Vec<u8> = (0..N).map(|column| if column % 2 == 0 { 0 } else { 255 }).collect();
+        // Codes as far from their zero as can be, and rows of the largest code.
+        let codes: Vec<u8> = (0..N * k).map(|i| 255 - zeros[i / k]).collect();
+        let weight = GroupedWeight::new(format, [N, k], codes, vec![1.0; N], Some(zeros.into())).unwrap();
+        let weights = PackedLinear::from_grouped(&Pool::new(2, &[]).unwrap(), &[weight]).unwrap();
+        each_result(&weights, &vec![-127.0; k], |out| {
+            for (column, &y) in out.iter().enumerate() {
+                let expected = -127.0 * 255.0 * k as f32 * if column % 2 == 0 { 1.0 } else { -1.0 };
+                assert_eq!(y, expected, "column {column}");
+            }
+        });
+        let longer = GroupedWeight::new(format, [1, k + 1], vec![0; k + 1], vec![1.0], Some(vec![0].into())).unwrap();
+        let Err(error) = PackedLinear::from_grouped(&Pool::new(1, &[]).unwrap(), &[longer]) else { panic!() };
+        assert!(error.to_string().contains("65537 input features"), "{error}");
     }
 }

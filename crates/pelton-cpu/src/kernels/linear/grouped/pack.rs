@@ -129,3 +129,49 @@ fn factor(format: IntGroups, scales: &[f32]) -> f32 {
     let power = f32::from_bits(largest.to_bits() & 0x7f80_0000);
     (power / 16_384.0).max(f32::MIN_POSITIVE)
 }
+
+#[cfg(test)]
+mod tests {
+    use pelton_backend::GroupedWeight;
+
+    use super::*;
+    use crate::kernels::linear::{PackedLinear, Panels};
+
+    #[test]
+    fn integers_come_back_element_by_element_whatever_the_size_of_scales() {
+        let pool = Pool::new(2, &[]).unwrap();
+        for (bits, group, zeros) in [
+            (Bits::Four, Group::Of32, false),
+            (Bits::Four, Group::Of64, true),
+            (Bits::Eight, Group::Of128, true),
+            (Bits::Four, Group::Row, false),
+        ] {
+            let format = IntGroups { bits, group, zeros };
+            for (n, k) in [(1, 1), (31, 32), (33, 33), (64, 129), (70, 300)] {
+                let num_groups = format.num_groups(k);
+                let codes: Vec<u8> = (0..n * k).map(|i| (i * 31 % 256) as u8 & bits.largest()).collect();
+                // Eleven significant bits each; rows from the smallest to the largest, groups of a row within a few binary places.
+                let scale = |i: usize| {
+                    let (row, group) = (i / num_groups, i % num_groups);
+                    (1024 + i % 1024) as f32 * 2f32.powi(row as i32 * 3 - 110 + group as i32 % 5)
+                };
+                let scales: Vec<f32> = (0..n * num_groups).map(scale).collect();
+                let zeros: Vec<u8> = (0..n * num_groups).map(|i| (i % 17) as u8).collect();
+                let weight =
+                    GroupedWeight::new(format, [n, k], codes, scales, format.zeros.then(|| zeros.into())).unwrap();
+                let packed = PackedLinear::from_grouped(&pool, std::slice::from_ref(&weight)).unwrap();
+                let Panels::Grouped(panels) = &packed.panels else { panic!("kept in {format}") };
+                let mut found = vec![0.0; k];
+                for row in 0..n {
+                    panels.read(row, &mut found);
+                    let expected: Vec<f64> = weight.row(row).values(group.features(k)).collect();
+                    assert_eq!(
+                        found.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
+                        expected,
+                        "{format}, row {row}"
+                    );
+                }
+            }
+        }
+    }
+}
