@@ -1,8 +1,8 @@
 //! Linears whose instructions take several input features as one word: the register tile and its blocking.
 //!
-//! All of `k` is summed in registers, those of groups being converted and added at their ends. A chunk of rows stays in the second cache while the panels of a unit pass by. Blocks of `k` as in the
-//! float kernels, with sums resting in the result meanwhile, were slower: int8 at 256 rows by 7 to 23 % with 512 features,
-//! by 41 to 59 % with 128.
+//! All of `k` is summed in registers; sums of a group are converted and added at its end. A chunk of rows stays in the second cache while
+//! the panels of a unit pass by. Blocks of `k` as in the float kernels, with sums resting in the result meanwhile, were slower: int8 at
+//! 256 rows by 7 to 23 % with 512 features, by 41 to 59 % with 128.
 
 use super::pack::PANEL;
 use super::{AHEAD, Linear, Place, Units, ZEROS, tile_rows};

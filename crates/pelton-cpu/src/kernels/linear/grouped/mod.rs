@@ -39,13 +39,7 @@ pub(super) fn linear(
     weights: &GroupedPanels,
     out: SharedMut<'_, f32>,
 ) {
-    let call = Call { isa, pool, scratches, args, weights, out };
-    match isa.int8() {
-        Int8Isa::Scalar(dot) => call.compute(dot),
-        Int8Isa::Avx2(dot) => call.compute(dot),
-        Int8Isa::Avx512(dot) => call.compute(dot),
-        Int8Isa::Avx512Vnni(dot) => call.compute(dot),
-    }
+    Call { isa, pool, scratches, args, weights, out }.run(isa.int8());
 }
 
 #[derive(Clone, Copy)]
@@ -59,6 +53,15 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    fn run(self, dot: Int8Isa) {
+        match dot {
+            Int8Isa::Scalar(dot) => self.compute(dot),
+            Int8Isa::Avx2(dot) => self.compute(dot),
+            Int8Isa::Avx512(dot) => self.compute(dot),
+            Int8Isa::Avx512Vnni(dot) => self.compute(dot),
+        }
+    }
+
     fn compute<D: Dot<Nibbles> + Dot<Bytes> + Proof>(self, dot: D) {
         match self.weights.format.bits {
             Bits::Four => self.compute_as::<D, Nibbles>(dot),
@@ -261,7 +264,7 @@ impl<D: Dot<C>, C: Codes> WordKernel for Grouped<'_, D, C> {
 mod tests {
     use pelton_backend::{DenseWeight, Group, GroupedWeight, HostTensor, IntGroups};
 
-    use super::super::{Linear, PackedLinear, linear};
+    use super::super::{PackedLinear, Panels};
     use super::*;
     use crate::isa::IsaChoice;
 
@@ -274,20 +277,57 @@ mod tests {
         IntGroups { bits: Bits::Eight, group: Group::Of128, zeros: true },
     ];
 
-    /// Rows times a weight of 40 output features, on every instruction set.
-    fn each_result(weights: &PackedLinear, x: &[f32], check: impl Fn(&[f32])) {
+    /// Rows times a weight, with every dot product this CPU has: also those that better ones stand in for. Plain code comes first.
+    fn each_result(weights: &PackedLinear, x: &[f32], mut check: impl FnMut(&[f32])) {
         let (pool, scratches) = (Pool::new(2, &[]).unwrap(), Scratches::new(2));
         let num_rows = x.len() / weights.in_features;
+        let Panels::Grouped(panels) = &weights.panels else { panic!("kept in groups") };
         for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
-            let mut out = vec![0.0; num_rows * N];
-            linear(isa, &pool, &scratches, &Linear { x, weights, bias: None, num_rows }, &mut out);
-            check(&out);
+            let without_dots = if let Isa::Avx512(isa) = isa { Some(Int8Isa::Avx512(isa)) } else { None };
+            for dot in [isa.int8()].into_iter().chain(without_dots) {
+                let mut out = vec![f32::NAN; num_rows * weights.out_features];
+                let args = &Linear { x, weights, bias: None, num_rows };
+                let out_shared = SharedMut::new(&mut out);
+                let call = Call { isa, pool: &pool, scratches: &scratches, args, weights: panels, out: out_shared };
+                call.run(dot);
+                check(&out);
+            }
         }
     }
 
-    fn packed(w: &[f32], format: IntGroups) -> PackedLinear {
-        let weight = DenseWeight::new(HostTensor::from_f32(vec![N, w.len() / N], w), format).unwrap();
+    fn packed(w: &[f32], n: usize, format: IntGroups) -> PackedLinear {
+        let weight = DenseWeight::new(HostTensor::from_f32(vec![n, w.len() / n], w), format).unwrap();
         PackedLinear::new(&Pool::new(1, &[]).unwrap(), &[weight]).unwrap()
+    }
+
+    #[test]
+    fn every_dot_product_gives_the_bits_of_plain_code_in_any_company() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for case in 0..150 {
+            let format = IntGroups {
+                bits: *rng.choice(&[Bits::Four, Bits::Eight]).unwrap(),
+                group: *rng.choice(&[Group::Of32, Group::Of64, Group::Of128, Group::Row]).unwrap(),
+                zeros: rng.bool(),
+            };
+            if format == IntGroups::INT8 {
+                continue;
+            }
+            // Sizes beside those of groups, tiles and panels, and any others.
+            let near = |rng: &mut fastrand::Rng, step: usize| (step * rng.usize(1..4) + rng.usize(0..3)).max(2) - 1;
+            let (m, n, k) = (near(&mut rng, 12), near(&mut rng, 16), near(&mut rng, 64) + rng.usize(0..100));
+            let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.f32() - 0.5).collect() };
+            let (x, weights) = (numbers(m * k), packed(&numbers(n * k), n, format));
+            let mut expected: Option<Vec<f32>> = None;
+            each_result(&weights, &x, |out| {
+                let expected = expected.get_or_insert_with(|| out.to_vec());
+                assert_eq!(out, expected, "case {case}: [{m}, {n}, {k}] in {format}");
+            });
+            let row = rng.usize(0..m);
+            each_result(&weights, &x[row * k..][..k], |out| {
+                let expected = expected.as_ref().unwrap();
+                assert_eq!(out, &expected[row * n..][..n], "case {case}: [{m}, {n}, {k}] in {format}, row {row} alone");
+            });
+        }
     }
 
     #[test]
@@ -298,7 +338,7 @@ mod tests {
         let mut w = vec![0.5; N * k];
         (w[3 * k + 40], w[20 * k + 149]) = (f32::NAN, f32::NEG_INFINITY);
         for format in FORMATS {
-            each_result(&packed(&w, format), &x, |out| {
+            each_result(&packed(&w, N, format), &x, |out| {
                 for (i, y) in out.iter().enumerate() {
                     let (row, column) = (i / N, i % N);
                     assert_eq!(y.is_nan(), row != 1 || column == 3 || column == 20, "{format}, {row}, {column}: {y}");
@@ -316,7 +356,7 @@ mod tests {
         let mut x = vec![1e-40; 2 * k];
         x[..k].fill(3e8);
         for format in FORMATS {
-            each_result(&packed(&w, format), &x, |out| {
+            each_result(&packed(&w, N, format), &x, |out| {
                 for column in 0..20 {
                     let error = out[column] / (-1e-30 * 3e8 * k as f32) - 1.0;
                     assert!(error.abs() < 0.01, "{format}: {}", out[column]);
