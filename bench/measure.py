@@ -71,8 +71,8 @@ def kernels(args: argparse.Namespace) -> None:
 
 
 def engine(args: argparse.Namespace) -> None:
-    """Prefill and decode rates without a server, in bf16 and int8."""
-    for name, flags in (("bf16", []), ("int8", ["--quantize", "int8"])):
+    """Prefill and decode rates without a server, in bf16, int8 and int4."""
+    for name, flags in (("bf16", []), ("int8", ["--quantize", "int8"]), ("int4", ["--quantize", "int4"])):
         print(f"\n== engine, {name}", flush=True)
         subprocess.run([PELTON, "bench", "engine", "--model-id", args.checkpoint, *flags, "--batch", "1,8,32", "--input-tokens", "512",
                         "--quiet", "--output", args.out / f"engine-{name}.json"], check=True, timeout=900)

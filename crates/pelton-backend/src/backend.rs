@@ -1,7 +1,8 @@
 //! The operations a decoder needs, in the order a decoder uses them.
 
 use crate::{
-    Act, AttendSpec, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec, StepBatch, Workers,
+    Act, AttendSpec, BackendError, DenseWeight, GroupedWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
+    StepBatch, Workers,
 };
 
 /// What a machine can do for a decoder.
@@ -30,6 +31,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Packs `parts`, joined by output rows, into the layout the kernels read in order. All parts have the same `in_features` and
     /// `stored_as`. Nothing of `parts` is kept.
     fn pack(&self, parts: &[DenseWeight<'_>]) -> Result<Self::Linear, BackendError>;
+    /// The same for matrices that arrive in integers: all parts have the same `in_features`, `format` and order of input features.
+    fn pack_grouped(&self, parts: &[GroupedWeight<'_>]) -> Result<Self::Linear, BackendError>;
     /// Room for `max_rows` rows of `cols` columns.
     fn rows(&self, max_rows: usize, cols: usize) -> Result<Self::Rows, BackendError>;
     /// Room for `num_blocks` blocks.

@@ -35,6 +35,18 @@ pub enum BackendError {
         /// The shape found.
         found: Vec<usize>,
     },
+    /// A number of a list is out of bounds.
+    #[error("{what}: number {index} is {found}, limit is {limit}")]
+    Value {
+        /// Which list.
+        what: &'static str,
+        /// The number's place in it.
+        index: usize,
+        /// The number.
+        found: u64,
+        /// The largest that may be.
+        limit: u64,
+    },
     /// The backend has no kernel for this.
     #[error("not supported by this backend: {0}")]
     Unsupported(String),

@@ -1,6 +1,6 @@
 //! What a machine can do for a decoder.
 //!
-//! Reading order: `batch` says what one step computes, `weight` and `host` what is loaded, `spec` the parameters of
+//! Reading order: `batch` says what one step computes, `weight`, `grouped` and `host` what is loaded, `spec` the parameters of
 //! operations, `backend` the operations themselves, `workers` the threads it lends. This crate holds no implementation and knows no model.
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod batch;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod grouped;
 mod host;
 mod spec;
 mod weight;
@@ -17,6 +18,7 @@ mod workers;
 pub use backend::Backend;
 pub use batch::{BlockId, Span, StepBatch, TokenId};
 pub use error::BackendError;
+pub use grouped::{Bits, Group, GroupedRow, GroupedWeight, IntGroups};
 pub use host::{DType, HostTensor};
 pub use spec::{Act, AttendSpec, KvFormat, KvSpec, MemoryReport, RmsNorm, RopeSpec, alibi_slope};
 pub use weight::{DenseWeight, WeightFormat};

@@ -1,15 +1,14 @@
 //! Canonical weights: what a matrix means, independent of any kernel's layout.
 
-use crate::{BackendError, DType, HostTensor};
+use crate::{BackendError, Bits, DType, Group, HostTensor, IntGroups};
 
 /// How a backend keeps a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// In floats; rounded to nearest even when the file's precision is another.
     Dense(DType),
-    /// In eight bits with one scale by output feature: `scale = max |w| / 127`, `code = round(w / scale)` to nearest even. Rows that
-    /// meet it are quantised in the same way, each with a scale of its own.
-    Int8,
+    /// In integers with scales; rows that meet it are quantised too.
+    Grouped(IntGroups),
 }
 
 impl From<DType> for WeightFormat {
@@ -18,16 +17,42 @@ impl From<DType> for WeightFormat {
     }
 }
 
-impl WeightFormat {
-    /// Every format there is.
-    pub const ALL: [Self; 4] = [Self::Dense(DType::F32), Self::Dense(DType::F16), Self::Dense(DType::BF16), Self::Int8];
+impl From<IntGroups> for WeightFormat {
+    fn from(groups: IntGroups) -> Self {
+        Self::Grouped(groups)
+    }
+}
 
-    /// Bytes of a `[out_features, in_features]` matrix, scales included.
+impl WeightFormat {
+    /// [`IntGroups::INT8`].
+    pub const INT8: Self = Self::Grouped(IntGroups::INT8);
+    /// [`IntGroups::INT4`].
+    pub const INT4: Self = Self::Grouped(IntGroups::INT4);
+
+    /// Every kind of format there is, once: what tests walk and measurements show.
+    pub const ALL: [Self; 7] = [
+        Self::Dense(DType::F32),
+        Self::Dense(DType::F16),
+        Self::Dense(DType::BF16),
+        Self::INT8,
+        Self::Grouped(IntGroups { bits: Bits::Eight, group: Group::Of64, zeros: false }),
+        Self::INT4,
+        Self::Grouped(IntGroups { bits: Bits::Four, group: Group::Of128, zeros: true }),
+    ];
+
+    /// Bytes of a `[out_features, in_features]` matrix with what belongs to it: in int8 a scale and a sum for each output feature;
+    /// in other groups a half-precision scale (and a byte for the zero point) for each, and a factor for each output feature.
     pub fn matrix_bytes(self, out_features: u64, in_features: u64) -> u64 {
-        match self {
-            Self::Dense(dtype) => out_features * in_features * dtype.size_bytes() as u64,
-            Self::Int8 => out_features * (in_features + 8),
-        }
+        let row = match self {
+            Self::Dense(dtype) => in_features * dtype.size_bytes() as u64,
+            Self::INT8 => in_features + 8,
+            Self::Grouped(groups) => {
+                let num_groups = groups.num_groups(in_features as usize) as u64;
+                let codes = (in_features * groups.bits.count() as u64).div_ceil(8);
+                codes + num_groups * (2 + u64::from(groups.zeros)) + 4
+            }
+        };
+        out_features * row
     }
 }
 
@@ -35,7 +60,7 @@ impl std::fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Dense(dtype) => dtype.fmt(f),
-            Self::Int8 => f.write_str("int8"),
+            Self::Grouped(groups) => groups.fmt(f),
         }
     }
 }
@@ -81,5 +106,25 @@ impl<'a> DenseWeight<'a> {
     /// The format to keep.
     pub fn stored_as(&self) -> WeightFormat {
         self.stored_as
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_count_as_bytes() {
+        let zeros = IntGroups { zeros: true, ..IntGroups::INT4 };
+        let row = IntGroups { group: Group::Row, ..IntGroups::INT4 };
+        for (format, bytes) in [
+            (DType::BF16.into(), 2 * 100),
+            (WeightFormat::INT8, 100 + 8),
+            (WeightFormat::INT4, 50 + 4 * 2 + 4),
+            (zeros.into(), 50 + 4 * 3 + 4),
+            (row.into(), 50 + 2 + 4),
+        ] {
+            assert_eq!(format.matrix_bytes(3, 100), 3 * bytes, "{format}");
+        }
     }
 }

@@ -23,6 +23,8 @@ unsafe impl Plain for f32 {}
 // SAFETY: every bit pattern is a number.
 unsafe impl Plain for i8 {}
 // SAFETY: as above.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
 unsafe impl Plain for i32 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for f16 {}

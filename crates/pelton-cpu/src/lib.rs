@@ -23,8 +23,8 @@ mod scratch;
 mod step;
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, DenseWeight, HostTensor, KvSpec, MemoryReport, RmsNorm, RopeSpec,
-    StepBatch, Workers,
+    Act, AttendSpec, Backend, BackendError, DenseWeight, GroupedWeight, HostTensor, KvSpec, MemoryReport, RmsNorm,
+    RopeSpec, StepBatch, Workers,
 };
 
 pub use buffer::{Param, Rows};
@@ -121,6 +121,10 @@ impl Backend for CpuBackend {
 
     fn pack(&self, parts: &[DenseWeight<'_>]) -> Result<PackedLinear, BackendError> {
         PackedLinear::new(&self.pool, parts)
+    }
+
+    fn pack_grouped(&self, parts: &[GroupedWeight<'_>]) -> Result<PackedLinear, BackendError> {
+        PackedLinear::from_grouped(&self.pool, parts)
     }
 
     fn rows(&self, max_rows: usize, cols: usize) -> Result<Rows, BackendError> {

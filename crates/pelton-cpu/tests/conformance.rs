@@ -71,6 +71,11 @@ fn linear_is_batch_invariant() {
 }
 
 #[test]
+fn grouped() {
+    on_every_machine(|backend, _| conformance::grouped(backend));
+}
+
+#[test]
 fn attention() {
     on_every_machine(|backend, _| conformance::attention(backend));
 }

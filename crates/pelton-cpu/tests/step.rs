@@ -80,7 +80,7 @@ impl Decoder {
         let angles = param(&numbers(512 * HEAD_DIM));
         let kv_format = match format {
             WeightFormat::Dense(dtype) => dtype.into(),
-            WeightFormat::Int8 => KvFormat::Int8,
+            WeightFormat::Grouped(_) => KvFormat::Int8,
         };
         let spec = KvSpec {
             num_layers: 1,

@@ -2,11 +2,12 @@
 
 use pelton_backend::{
     Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvFormat, RmsNorm, RopeSpec,
-    StepBatch, TokenId, WeightFormat,
+    StepBatch, TokenId,
 };
 
 use crate::memory::MemoryPlan;
 use crate::model::{Logits, Model, ModelError, ModelSpec};
+use crate::spec::WeightFormats;
 use crate::workspace::Workspace;
 
 /// A loaded model with its KV cache and all buffers of a step.
@@ -34,7 +35,7 @@ pub struct DecoderInfo {
     /// Name in `config.json`.
     pub architecture: &'static str,
     /// How the packed matrices are kept.
-    pub format: WeightFormat,
+    pub format: WeightFormats,
     /// How keys and values are kept.
     pub kv_format: KvFormat,
     /// Numbers in the checkpoint that the model uses.

@@ -2,8 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{
-    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, KvFormat, KvSpec, MemoryReport, RmsNorm,
-    RopeSpec, WeightFormat,
+    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, IntGroups, KvFormat, KvSpec, MemoryReport,
+    RmsNorm, RopeSpec, WeightFormat,
 };
 
 use crate::config::{ConfigError, HfConfig};
@@ -13,7 +13,7 @@ use crate::files::{FilesError, ModelFiles};
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::shape::Shape;
-use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
+use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec, WeightFormats};
 use crate::weights::{Checkpoint, CheckpointError, RandomWeights, Tensor, TensorSource};
 use crate::workspace::Workspace;
 
@@ -60,9 +60,18 @@ pub enum DTypeChoice {
 
 /// How to quantise matrices while they are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantize {
-    /// [`WeightFormat::Int8`], the embedding and the head too.
-    Int8,
+pub struct Quantize {
+    /// Matrices of layers.
+    pub layers: IntGroups,
+    /// The embedding and the head.
+    pub vocab: IntGroups,
+}
+
+impl Quantize {
+    /// Eight bits everywhere.
+    pub const INT8: Self = Self { layers: IntGroups::INT8, vocab: IntGroups::INT8 };
+    /// Four bits in layers, eight where tokens come in and logits go out.
+    pub const INT4: Self = Self { layers: IntGroups::INT4, vocab: IntGroups::INT8 };
 }
 
 /// How keys and values are kept.
@@ -151,8 +160,8 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let loader =
         Loader { backend: &backend, source: source.as_ref(), format: plan.format, norm_eps: spec.norm_eps, bar };
     // The largest matrices first: while one is packed it is in memory twice.
-    let embed = loader.matrix(&tensors.embed)?;
-    let head = tensors.head.as_ref().map(|head| loader.matrix(head)).transpose()?;
+    let embed = loader.vocab(&tensors.embed)?;
+    let head = tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?;
     let layers = tensors.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<Vec<_>, _>>()?;
     let norm = loader.norm(&tensors.norm)?;
     loader.bar.finish_and_clear();
@@ -234,7 +243,7 @@ fn plan(
 ) -> Result<Prepared, LoadError> {
     let tensors = spec.tensors();
     let format = match (options.quantize, options.dtype) {
-        (Some(Quantize::Int8), _) => WeightFormat::Int8,
+        (Some(Quantize { layers, vocab }), _) => WeightFormats { layers: layers.into(), vocab: vocab.into() },
         (None, DTypeChoice::Exact(dtype)) => dtype.into(),
         (None, DTypeChoice::Auto) => weights.dtype.unwrap_or(DType::F32).into(),
     };
@@ -284,7 +293,7 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn TensorSource,
-    format: WeightFormat,
+    format: WeightFormats,
     norm_eps: f32,
     bar: ProgressBar,
 }
@@ -302,20 +311,21 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts, self.format.layers)?, bias: self.bias(&tensors.bias)? })
     }
 
-    fn matrix(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
-        self.pack(std::slice::from_ref(tensor))
+    /// The embedding or the head.
+    fn vocab(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
+        self.pack(std::slice::from_ref(tensor), self.format.vocab)
     }
 
     /// Maps (or makes) `parts`, packs them joined by output rows, and lets them go.
-    fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
+    fn pack(&self, parts: &[TensorSpec], format: WeightFormat) -> Result<B::Linear, LoadError> {
         let tensors = parts.iter().map(|part| self.source.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
         let weights =
-            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), self.format)).collect::<Result<Vec<_>, _>>()?;
+            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), format)).collect::<Result<Vec<_>, _>>()?;
         let packed = self.backend.pack(&weights)?;
-        self.bar.inc(parts.iter().map(|part| part.matrix_bytes(self.format)).sum());
+        self.bar.inc(parts.iter().map(|part| part.matrix_bytes(format)).sum());
         Ok(packed)
     }
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use pelton_backend::{KvSpec, MemoryReport, WeightFormat};
+use pelton_backend::{KvSpec, MemoryReport};
 
-use crate::spec::{DecoderSpec, DecoderTensors};
+use crate::spec::{DecoderSpec, DecoderTensors, WeightFormats};
 
 /// How many tokens the KV cache shall hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,7 +86,7 @@ pub struct MemoryPlan {
     /// Of these, the embedding where it is not the head too: a step reads a few rows of it, and all other weights once.
     pub lookup_bytes: u64,
     /// How the matrices are kept.
-    pub format: WeightFormat,
+    pub format: WeightFormats,
     /// Cosines and sines of every position.
     pub rope_bytes: u64,
     /// Positions in that table: the greatest length of a sequence.
@@ -116,17 +116,16 @@ impl MemoryPlan {
     pub(crate) fn new(
         spec: &DecoderSpec,
         tensors: &DecoderTensors,
-        format: WeightFormat,
+        format: WeightFormats,
         limits: StepLimits,
         kv: KvSpec,
         budget: KvBudget,
         memory: MemoryReport,
     ) -> Result<Self, MemoryError> {
-        let matrices: u64 = tensors.matrices().map(|tensor| tensor.matrix_bytes(format)).sum();
         let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
         let mut plan = Self {
-            weights_bytes: matrices + vectors * 4,
-            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.matrix_bytes(format)),
+            weights_bytes: tensors.matrix_bytes(format) + vectors * 4,
+            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.matrix_bytes(format.vocab)),
             format,
             rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
             max_positions: limits.max_positions,

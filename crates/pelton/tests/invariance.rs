@@ -122,11 +122,14 @@ fn company_chunks_prefixes_and_preemption_change_nothing() {
 }
 
 #[test]
-fn company_changes_nothing_in_int8() {
-    let int8 = Settings { quantize: Some(Quantize::Int8), ..ROOMY };
-    let alone = alone(int8.quantize);
-    assert_eq!(together(int8).0, alone, "in a batch of 64");
-    assert_eq!(together(Settings { max_sequences: 7, max_step_tokens: 64, ..int8 }).0, alone, "in small chunks");
+fn company_changes_nothing_in_integers() {
+    for quantize in [Quantize::INT8, Quantize::INT4] {
+        let settings = Settings { quantize: Some(quantize), ..ROOMY };
+        let alone = alone(settings.quantize);
+        assert_eq!(together(settings).0, alone, "{quantize:?} in a batch of 64");
+        let chunks = Settings { max_sequences: 7, max_step_tokens: 64, ..settings };
+        assert_eq!(together(chunks).0, alone, "{quantize:?} in small chunks");
+    }
 }
 
 #[test]

@@ -53,7 +53,17 @@ fn kernels_are_measured_and_told_to_machines() {
 #[test]
 fn kernels_are_measured_and_told_to_people() {
     let text = printed(&["kernels", "--quick", "--duration", "10ms", "--threads", "1"]);
-    for part in ["1 thread", "flags", "memory", "GB/s", "linear", "256 x 256 int8", "prefill, 256 tokens", "share"] {
+    for part in [
+        "1 thread",
+        "flags",
+        "memory",
+        "GB/s",
+        "linear",
+        "256 x 256 int8",
+        "256 x 256 int4 g32",
+        "prefill, 256 tokens",
+        "share",
+    ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
 }

@@ -121,8 +121,8 @@ fn limits_beyond_the_model_are_refused() {
 
 #[test]
 fn what_is_not_built_is_refused() {
-    assert_says(&refusal(&["--quantize", "gptq"]), &["--quantize gptq", "not built", "int8"]);
-    assert_says(&refusal(&["--quantize", "int8", "--dtype", "float16"]), &["--quantize", "--dtype"]);
+    assert_says(&refusal(&["--quantize", "gptq"]), &["--quantize gptq", "not built", "int8", "int4"]);
+    assert_says(&refusal(&["--quantize", "int4", "--dtype", "float16"]), &["--quantize", "--dtype"]);
     assert_says(&refusal(&["--model-id", "fake", "--quantize", "int8"]), &["--quantize", "fake"]);
     assert_says(&refusal(&["--fake-step-cost", "1ms"]), &["--model-id fake"]);
     assert_says(&refusal(&["--revision", "main"]), &["--revision", "--model-id"]);

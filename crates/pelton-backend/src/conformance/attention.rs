@@ -392,6 +392,6 @@ impl<'b, B: Backend> Bench<'b, B> {
 fn stored(numbers: &[f32], format: KvFormat) -> Vec<f64> {
     match format {
         KvFormat::Dense(dtype) => kept(numbers, dtype.into()),
-        KvFormat::Int8 => kept(numbers, WeightFormat::Int8),
+        KvFormat::Int8 => kept(numbers, WeightFormat::INT8),
     }
 }

@@ -1,6 +1,6 @@
 //! Linears: every stored precision, one to several hundred rows, joined parts, biases.
 
-use super::{Numbers, Precision, Source, assert_close, assert_same_bits, kept, read, tolerance};
+use super::{Numbers, Precision, RowsAs, Source, assert_close, assert_same_bits, kept, met, read, tolerance};
 use crate::{Backend, DType, DenseWeight, HostTensor, WeightFormat};
 
 /// Input features around register, lane and cache block sizes.
@@ -18,9 +18,9 @@ pub fn linear<B: Backend>(backend: &B, precision: Precision) {
     let mut seed = 0;
     for stored_as in WeightFormat::ALL {
         let rows_as = match stored_as {
-            WeightFormat::Dense(DType::BF16) => precision.rows_for_bf16_weights.into(),
-            WeightFormat::Dense(_) => DType::F32.into(),
-            WeightFormat::Int8 => WeightFormat::Int8,
+            WeightFormat::Dense(DType::BF16) => RowsAs::Dense(precision.rows_for_bf16_weights),
+            WeightFormat::Dense(_) => RowsAs::Dense(DType::F32),
+            WeightFormat::Grouped(groups) => RowsAs::Grouped(groups.group),
         };
         let shapes = (K.into_iter().map(|k| [7, 70, k]))
             .chain(N.into_iter().flat_map(|n| [[2, n, 33], [13, n, 34]]))
@@ -36,16 +36,16 @@ pub fn linear<B: Backend>(backend: &B, precision: Precision) {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
+pub(super) struct Case {
     /// Rows, output features, input features.
-    shape: [usize; 3],
-    stored_as: WeightFormat,
-    rows_as: WeightFormat,
+    pub shape: [usize; 3],
+    pub stored_as: WeightFormat,
+    pub rows_as: RowsAs,
     /// Odd seeds have a bias.
-    seed: u64,
+    pub seed: u64,
 }
 
-fn compare<B: Backend>(backend: &B, case: Case) {
+pub(super) fn compare<B: Backend>(backend: &B, case: Case) {
     let Case { shape: [m, n, k], stored_as, rows_as, seed } = case;
     let mut numbers = Numbers(seed);
     let (x, w) = (numbers.take(m * k, 1.0), numbers.take(n * k, 1.0));
@@ -63,7 +63,7 @@ fn compare<B: Backend>(backend: &B, case: Case) {
     for i in (0..m * n).step_by(stride) {
         let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
         let (mut expected, mut magnitude) = (0.0, 0.0);
-        for (x, w) in kept(x, rows_as).into_iter().zip(kept(w, stored_as)) {
+        for (x, w) in met(x, rows_as).into_iter().zip(kept(w, stored_as)) {
             let product = x * w;
             expected += product;
             magnitude += product.abs();

@@ -7,15 +7,17 @@
 //! Activations are brought in through [`Backend::embed`] of an f32 table, which is exact, and out through [`Backend::read`].
 
 mod attention;
+mod grouped;
 mod linear;
 mod pointwise;
 mod tolerance;
 
 pub use attention::{attention, attention_is_batch_invariant};
+pub use grouped::grouped;
 pub use linear::{linear, linear_is_batch_invariant};
 pub use pointwise::{add_norm, embed, gate, norm, pointwise_is_batch_invariant, rope, take_rows};
 
-use crate::{Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, StepBatch, TokenId, WeightFormat};
+use crate::{Backend, BackendError, BlockId, DType, DenseWeight, Group, HostTensor, StepBatch, TokenId, WeightFormat};
 
 /// Precision that a backend states for its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,14 +119,35 @@ fn rounded(x: f32, dtype: DType) -> f32 {
     }
 }
 
-/// Numbers of one row, or of one output feature, as they are kept in `format`.
+/// Numbers of one output feature as they are kept in `format`.
 fn kept(numbers: &[f32], format: WeightFormat) -> Vec<f64> {
     match format {
         WeightFormat::Dense(dtype) => numbers.iter().map(|&x| f64::from(rounded(x, dtype))).collect(),
-        WeightFormat::Int8 => {
-            let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let code = |x: f32| f64::from((x * (127.0 / largest)).round_ties_even());
-            numbers.iter().map(|&x| code(x) * f64::from(largest) / 127.0).collect()
+        WeightFormat::Grouped(groups) => {
+            groups.quantise(numbers).values(groups.group.features(numbers.len())).collect()
+        }
+    }
+}
+
+/// What becomes of rows before they meet a weight.
+#[derive(Debug, Clone, Copy)]
+enum RowsAs {
+    Dense(DType),
+    /// Eight bits in such groups.
+    Grouped(Group),
+}
+
+/// A row as it meets a weight.
+fn met(row: &[f32], rows_as: RowsAs) -> Vec<f64> {
+    match rows_as {
+        RowsAs::Dense(dtype) => kept(row, dtype.into()),
+        RowsAs::Grouped(group) => {
+            let in_eight_bits = |numbers: &[f32]| -> Vec<f64> {
+                let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                let code = |x: f32| f64::from((x * (127.0 / largest)).round_ties_even());
+                numbers.iter().map(|&x| code(x) * f64::from(largest) / 127.0).collect()
+            };
+            row.chunks(group.features(row.len())).flat_map(in_eight_bits).collect()
         }
     }
 }

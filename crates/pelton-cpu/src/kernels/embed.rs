@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use pelton_backend::TokenId;
 
-use super::linear::{Element, Int8Panels, PANEL, PackedLinear, Panels, panel_len};
+use super::linear::{Element, GroupedPanels, Int8Panels, PANEL, PackedLinear, Panels, panel_len};
 use crate::pieces::rows_per_piece;
 use crate::pool::Pool;
 
@@ -15,29 +15,40 @@ pub(crate) fn embed(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, ou
         Panels::F16(panels) => gather::<f16>(pool, token_ids, table, panels.as_slice(), out),
         Panels::Bf16(panels) => gather::<bf16>(pool, token_ids, table, panels.as_slice(), out),
         Panels::Int8(panels) => gather_int8(pool, token_ids, table, panels, out),
+        Panels::Grouped(panels) => gather_grouped(pool, token_ids, table, panels, out),
     }
 }
 
 fn gather<T: Element>(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &[T], out: &mut [f32]) {
     let panel_len = panel_len(table.in_features);
-    each_row(pool, token_ids, table, out, |id, k| panels[id / PANEL * panel_len + T::offset(k, id % PANEL)].widen());
+    each_row(pool, token_ids, table, out, |id, row| {
+        for (k, value) in row.iter_mut().enumerate() {
+            *value = panels[id / PANEL * panel_len + T::offset(k, id % PANEL)].widen();
+        }
+    });
 }
 
 fn gather_int8(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &Int8Panels, out: &mut [f32]) {
     let panel_len = Int8Panels::panel_len(table.in_features);
     let (codes, scales) = (panels.codes.as_slice(), panels.scales.as_slice());
-    each_row(pool, token_ids, table, out, |id, k| {
-        f32::from(codes[id / PANEL * panel_len + Int8Panels::offset(k, id % PANEL)]) * scales[id]
+    each_row(pool, token_ids, table, out, |id, row| {
+        for (k, value) in row.iter_mut().enumerate() {
+            *value = f32::from(codes[id / PANEL * panel_len + Int8Panels::offset(k, id % PANEL)]) * scales[id];
+        }
     });
 }
 
-/// `out[r][k] = element(token_ids[r], k)`.
+fn gather_grouped(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &GroupedPanels, out: &mut [f32]) {
+    each_row(pool, token_ids, table, out, |id, row| panels.read(id, row));
+}
+
+/// Fills each row of `out` by `read(token_ids[r], row)`.
 fn each_row(
     pool: &Pool,
     token_ids: &[TokenId],
     table: &PackedLinear,
     out: &mut [f32],
-    element: impl Fn(usize, usize) -> f32 + Sync,
+    read: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     let cols = table.in_features;
     assert_eq!(out.len(), token_ids.len() * cols, "embedded rows have {cols} columns");
@@ -47,9 +58,7 @@ fn each_row(
         for (out, &TokenId(id)) in out.chunks_exact_mut(cols).zip(&token_ids[index * rows..]) {
             let id = id as usize;
             assert!(id < table.out_features, "token {id} is not in a table of {}", table.out_features);
-            for (k, value) in out.iter_mut().enumerate() {
-                *value = element(id, k);
-            }
+            read(id, out);
         }
     });
 }

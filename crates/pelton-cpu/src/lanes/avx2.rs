@@ -11,7 +11,7 @@ use crate::isa::Avx2;
 
 /// Lanes 0 to 7 and 8 to 15.
 #[derive(Clone, Copy)]
-pub(crate) struct Two(__m256, __m256);
+pub(crate) struct Two(pub __m256, pub __m256);
 
 impl Lanes for Avx2 {
     type V = Two;

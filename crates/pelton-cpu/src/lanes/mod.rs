@@ -10,6 +10,7 @@ mod scalar;
 
 use half::{bf16, f16};
 
+pub(crate) use avx2::Two;
 pub(crate) use exp::exp;
 
 /// Floats in a vector.

@@ -23,7 +23,7 @@ fn unit(format: WeightFormat, isa: Isa) -> Unit {
     match (format, isa) {
         (WeightFormat::Dense(DType::BF16), Isa::Avx512Bf16(_)) => Unit::Bf16,
         (WeightFormat::Dense(_), _) => Unit::F32,
-        (WeightFormat::Int8, _) => Unit::Int8,
+        (WeightFormat::Grouped(_), _) => Unit::Int8,
     }
 }
 

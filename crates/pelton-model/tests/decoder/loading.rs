@@ -5,7 +5,8 @@ use std::path::Path;
 use pelton_backend::{DType, TokenId};
 use pelton_cpu::{CpuBackend, IsaChoice};
 use pelton_model::{
-    DTypeChoice, Decoder, KvBudget, KvFormatChoice, LoadError, LoadOptions, MemoryError, Model, ModelFiles, load,
+    DTypeChoice, Decoder, KvBudget, KvFormatChoice, LoadError, LoadOptions, MemoryError, Model, ModelFiles, Quantize,
+    load,
 };
 use serde_json::{Value, json};
 
@@ -44,6 +45,25 @@ fn auto_keeps_the_precision_of_the_file() {
     }
     let exact = LoadOptions { kv_format: KvFormatChoice::Exact(DType::BF16.into()), ..plain() };
     assert_eq!(load_from(&root().join("gqa"), &exact).unwrap().info().kv_format, DType::BF16.into());
+}
+
+#[test]
+fn quantised_matrices_are_counted_in_their_formats() {
+    let bytes = |quantize| {
+        let decoder = load_from(&root().join("gqa"), &LoadOptions { dtype: DTypeChoice::Auto, quantize, ..plain() });
+        let decoder = decoder.unwrap();
+        (decoder.plan().weights_bytes, decoder.info().format.to_string())
+    };
+    // Of [out, 32]: 32 codes, a scale and a sum; or 16 bytes of codes, the scale of one group and a factor. Of [32, 56]: two groups.
+    let vectors = 4 * (3 * 2 * 32 + 32);
+    let out_features = 32 + 16 + 16 + 32 + 2 * 56;
+    let vocab = 2 * 200 * (32 + 8);
+    assert_eq!(
+        bytes(Some(Quantize::INT8)),
+        (vectors + vocab + 3 * (out_features * (32 + 8) + 32 * (56 + 8)), "int8".into())
+    );
+    let int4 = vectors + vocab + 3 * (out_features * (16 + 2 + 4) + 32 * (28 + 2 * 2 + 4));
+    assert_eq!(bytes(Some(Quantize::INT4)), (int4, "int4 g32, vocabulary int8".into()));
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn compute<K: WordKernel<Word = u32>>(
             *word = odd << 16 | even;
         }
     });
-    let words = Words { args, tiles, steps: pairs, panels: panels.bytes(), out, kernel };
+    let words = Words { args, tiles, steps: pairs, group_steps: pairs, panels: panels.bytes(), out, kernel };
     words.compute(pool, |place| run(Unit { words: &words, place }));
 }
 
@@ -66,7 +66,9 @@ impl Task<Avx512Bf16> for Unit<'_, '_, Avx512Bf16> {
 impl WordKernel for Avx512Bf16 {
     type Lanes = Avx512;
     type Word = u32;
+    type Weights = __m512bh;
     type Sums = __m512;
+    type Columns = ();
     const ROWS: usize = 12;
 
     #[inline(always)]
@@ -75,24 +77,31 @@ impl WordKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn zero(self) -> __m512 {
+    fn columns(self, _first: usize, _column: usize) {}
+
+    #[inline(always)]
+    unsafe fn begin(self, _row: usize, _columns: ()) -> __m512 {
         self.avx512().splat(0.0)
     }
 
     #[inline(always)]
-    unsafe fn add(self, sums: __m512, x: u32, weights: *const u8) -> __m512 {
+    unsafe fn load(self, weights: *const u8) -> __m512bh {
         // SAFETY: `self` proves AVX-512 BF16; the caller promises 64 bytes. A register of pairs is the same bits whether it
         // counts as 16 integers or as 32 bf16.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(weights.cast())) }
+    }
+
+    #[inline(always)]
+    fn add(self, sums: __m512, x: &u32, weights: __m512bh) -> __m512 {
+        // SAFETY: `self` proves AVX-512 BF16; bits as above.
         unsafe {
-            let weights = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(weights.cast()));
-            let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
-            _mm512_dpbf16_ps(sums, x, weights)
+            _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x as i32)), weights)
         }
     }
 
     #[inline(always)]
-    fn finish(self, sums: __m512, _row: usize, _column: usize, bias: __m512) -> __m512 {
-        self.avx512().add(sums, bias)
+    unsafe fn finish(self, sums: __m512, _row: usize, _columns: (), before: __m512) -> __m512 {
+        self.avx512().add(sums, before)
     }
 }
 
@@ -112,31 +121,38 @@ mod tests {
     impl WordKernel for Described {
         type Lanes = Scalar;
         type Word = u32;
+        type Weights = [u32; LANES];
         type Sums = [f32; LANES];
+        type Columns = ();
         const ROWS: usize = 12;
 
         fn lanes(self) -> Scalar {
             Scalar
         }
 
-        fn zero(self) -> [f32; LANES] {
+        fn columns(self, _first: usize, _column: usize) {}
+
+        unsafe fn begin(self, _row: usize, _columns: ()) -> [f32; LANES] {
             [0.0; LANES]
         }
 
-        unsafe fn add(self, mut sums: [f32; LANES], x: u32, weights: *const u8) -> [f32; LANES] {
+        unsafe fn load(self, weights: *const u8) -> [u32; LANES] {
+            // SAFETY: 64 bytes, the caller's promise.
+            unsafe { weights.cast::<[u32; LANES]>().read_unaligned() }
+        }
+
+        fn add(self, mut sums: [f32; LANES], x: &u32, weights: [u32; LANES]) -> [f32; LANES] {
             let half = |bits: u32| f32::from_bits(bits << 16);
             let (even, odd) = (half(x & 0xffff), half(x >> 16));
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: `4 * lane + 3 < 64`, the caller's promise.
-                let pair = unsafe { weights.cast::<u32>().add(lane).read_unaligned() };
+            for (sum, pair) in sums.iter_mut().zip(weights) {
                 *sum = odd.mul_add(half(pair >> 16), *sum);
                 *sum = even.mul_add(half(pair & 0xffff), *sum);
             }
             sums
         }
 
-        fn finish(self, sums: [f32; LANES], _row: usize, _column: usize, bias: [f32; LANES]) -> [f32; LANES] {
-            Scalar.add(sums, bias)
+        unsafe fn finish(self, sums: [f32; LANES], _row: usize, _columns: (), before: [f32; LANES]) -> [f32; LANES] {
+            Scalar.add(sums, before)
         }
     }
 

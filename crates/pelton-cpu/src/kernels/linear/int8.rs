@@ -24,12 +24,12 @@ pub(super) const STEP: usize = 4;
 pub(super) const MAX_IN_FEATURES: usize = 65_536;
 
 /// Added to a float below 2^22, it leaves the nearest integer (ties to even) in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// Numbers whose largest is below this become zeros: the reciprocal of their scale would overflow.
 const SMALLEST: f32 = 1e-36;
 
-/// Code and scale of numbers of which `largest` is the largest magnitude: `code = round(x * inverse)` to nearest even, in
+/// Scale of numbers of which `largest` is the largest magnitude: `code = round(x * inverse)` to nearest even, in
 /// `-127..=127`, and `x` is about `code * scale`.
 pub(super) fn quantise(largest: f32) -> Scale {
     if largest < SMALLEST {
@@ -41,13 +41,7 @@ pub(super) fn quantise(largest: f32) -> Scale {
 /// See [`quantise`].
 pub(super) struct Scale {
     pub scale: f32,
-    inverse: f32,
-}
-
-impl Scale {
-    pub fn code(&self, x: f32) -> i8 {
-        (x * self.inverse + ROUND).to_bits() as i8
-    }
+    pub inverse: f32,
 }
 
 /// Computes `out`; sizes were checked by [`super::linear`].
@@ -86,8 +80,11 @@ impl Call<'_> {
         let tile_rows = tile_rows(D::Lanes::TILES, num_rows);
         let tile_len = rows::packed_len(tile_rows, steps, tile_rows);
         let mut shared = self.scratches.shared();
-        let (words, scales) =
-            shared.words_and_floats(rows::packed_len(num_rows, steps, tile_rows) * D::WORDS, num_rows);
+        let (words, scales) = shared.words_and_floats(
+            rows::packed_len(num_rows, steps, tile_rows) * D::WORDS,
+            // Rows that fill up the last tile have scales too, leftovers.
+            num_rows.next_multiple_of(tile_rows),
+        );
         let tiles = D::words(words);
         let shared_scales = SharedMut::new(scales);
         pool.run_pieces(tiles, tile_len, |_, tile, words| {
@@ -98,7 +95,7 @@ impl Call<'_> {
             isa.run(QuantiseTile::<D> { x: &args.x[first_row * k..][..rows * k], k, tile_rows, words, scales });
         });
         let kernel = Int8 { dot, row_scales: scales, weights };
-        let words = Words { args, tiles, steps, panels: weights.codes.bytes(), out, kernel };
+        let words = Words { args, tiles, steps, group_steps: steps, panels: weights.codes.bytes(), out, kernel };
         words.compute(pool, |place| dot.run(Unit { words: &words, place }));
     }
 }
@@ -157,6 +154,8 @@ trait Dot: Copy + Sync {
     type Lanes: Lanes;
     /// Four codes of a row as the instruction wants them.
     type Word: Copy + Send + Sync + 'static;
+    /// Four codes for each of sixteen columns.
+    type Weights: Copy;
     /// Sums of sixteen columns.
     type Sums: Copy;
     /// `u32` in a word.
@@ -170,8 +169,10 @@ trait Dot: Copy + Sync {
     fn zero(self) -> Self::Sums;
 
     /// # Safety
-    /// 64 readable bytes at `weights`: four codes for each of sixteen columns.
-    unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
+    /// 64 readable bytes at `weights`.
+    unsafe fn load(self, weights: *const u8) -> Self::Weights;
+
+    fn add(self, sums: Self::Sums, x: Self::Word, weights: Self::Weights) -> Self::Sums;
 
     /// The sums as floats. `code_sums` are those of the columns' weights.
     fn floats(self, sums: Self::Sums, code_sums: &[i32; LANES]) -> <Self::Lanes as Lanes>::V;
@@ -187,7 +188,10 @@ struct Int8<'a, D> {
 impl<D: Dot> WordKernel for Int8<'_, D> {
     type Lanes = D::Lanes;
     type Word = D::Word;
+    type Weights = D::Weights;
     type Sums = D::Sums;
+    /// The first of them.
+    type Columns = usize;
     const ROWS: usize = D::ROWS;
 
     #[inline(always)]
@@ -196,29 +200,46 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     }
 
     #[inline(always)]
-    fn zero(self) -> D::Sums {
+    fn columns(self, first: usize, _column: usize) -> usize {
+        first
+    }
+
+    #[inline(always)]
+    unsafe fn begin(self, _row: usize, _columns: usize) -> D::Sums {
         self.dot.zero()
     }
 
     #[inline(always)]
-    unsafe fn add(self, sums: D::Sums, x: D::Word, weights: *const u8) -> D::Sums {
+    unsafe fn load(self, weights: *const u8) -> D::Weights {
         // SAFETY: the caller's promise.
-        unsafe { self.dot.add(sums, x, weights) }
+        unsafe { self.dot.load(weights) }
     }
 
     #[inline(always)]
-    fn finish(self, sums: D::Sums, row: usize, column: usize, bias: <D::Lanes as Lanes>::V) -> <D::Lanes as Lanes>::V {
+    fn add(self, sums: D::Sums, x: &D::Word, weights: D::Weights) -> D::Sums {
+        self.dot.add(sums, *x, weights)
+    }
+
+    #[inline(always)]
+    unsafe fn finish(
+        self,
+        sums: D::Sums,
+        row: usize,
+        columns: usize,
+        before: <D::Lanes as Lanes>::V,
+    ) -> <D::Lanes as Lanes>::V {
         let lanes = self.dot.lanes();
-        let (code_sums, _) = self.weights.code_sums.as_slice()[column..].as_chunks::<LANES>();
+        let (code_sums, _) = self.weights.code_sums.as_slice()[columns..].as_chunks::<LANES>();
         let products = self.dot.floats(sums, &code_sums[0]);
-        let scales = lanes.read(self.weights.scales.as_slice(), column);
-        lanes.fma(products, lanes.mul(scales, lanes.splat(self.row_scales[row])), bias)
+        let scales = lanes.read(self.weights.scales.as_slice(), columns);
+        lanes.fma(products, lanes.mul(scales, lanes.splat(self.row_scales[row])), before)
     }
 }
 
 impl Dot for Scalar {
     type Lanes = Scalar;
     type Word = u32;
+    type Weights = [[u8; STEP]; LANES];
     type Sums = [i32; LANES];
     const WORDS: usize = 1;
     const ROWS: usize = 2;
@@ -239,11 +260,14 @@ impl Dot for Scalar {
         [0; LANES]
     }
 
-    unsafe fn add(self, mut sums: [i32; LANES], x: u32, weights: *const u8) -> [i32; LANES] {
+    unsafe fn load(self, weights: *const u8) -> [[u8; STEP]; LANES] {
         // SAFETY: 64 bytes, the caller's promise.
-        let weights = unsafe { &*weights.cast::<[[u8; STEP]; LANES]>() };
+        unsafe { *weights.cast() }
+    }
+
+    fn add(self, mut sums: [i32; LANES], x: u32, weights: [[u8; STEP]; LANES]) -> [i32; LANES] {
         for (sum, weights) in sums.iter_mut().zip(weights) {
-            for (x, &w) in x.to_le_bytes().into_iter().zip(weights) {
+            for (x, w) in x.to_le_bytes().into_iter().zip(weights) {
                 *sum += i32::from(x as i8) * i32::from(w as i8);
             }
         }
@@ -259,6 +283,7 @@ impl Dot for Scalar {
 impl Dot for Avx2 {
     type Lanes = Avx2;
     type Word = [u32; 2];
+    type Weights = [__m256i; 4];
     type Sums = [__m256i; 4];
     const WORDS: usize = 2;
     const ROWS: usize = 2;
@@ -284,12 +309,24 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, mut sums: [__m256i; 4], x: [u32; 2], weights: *const u8) -> [__m256i; 4] {
+    unsafe fn load(self, weights: *const u8) -> [__m256i; 4] {
         // SAFETY: `self` proves AVX2; 64 bytes are there, by the caller's promise.
         unsafe {
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(16).cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(32).cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(48).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, mut sums: [__m256i; 4], x: [u32; 2], weights: [__m256i; 4]) -> [__m256i; 4] {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
             let x = _mm256_set1_epi64x(wide_bits(x));
-            for (quarter, sums) in sums.iter_mut().enumerate() {
-                let weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(16 * quarter).cast()));
+            for (sums, weights) in sums.iter_mut().zip(weights) {
                 *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(weights, x));
             }
         }
@@ -308,6 +345,7 @@ impl Dot for Avx2 {
 impl Dot for Avx512 {
     type Lanes = Avx512;
     type Word = [u32; 2];
+    type Weights = [__m512i; 2];
     type Sums = [__m512i; 2];
     const WORDS: usize = 2;
     const ROWS: usize = 6;
@@ -333,12 +371,22 @@ impl Dot for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add(self, mut sums: [__m512i; 2], x: [u32; 2], weights: *const u8) -> [__m512i; 2] {
+    unsafe fn load(self, weights: *const u8) -> [__m512i; 2] {
         // SAFETY: `self` proves AVX-512 F and BW; 64 bytes are there, by the caller's promise.
         unsafe {
+            [
+                _mm512_cvtepi8_epi16(_mm256_loadu_si256(weights.cast())),
+                _mm512_cvtepi8_epi16(_mm256_loadu_si256(weights.add(32).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, mut sums: [__m512i; 2], x: [u32; 2], weights: [__m512i; 2]) -> [__m512i; 2] {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe {
             let x = _mm512_set1_epi64(wide_bits(x));
-            for (half, sums) in sums.iter_mut().enumerate() {
-                let weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256(weights.add(32 * half).cast()));
+            for (sums, weights) in sums.iter_mut().zip(weights) {
                 *sums = _mm512_add_epi32(*sums, _mm512_madd_epi16(weights, x));
             }
         }
@@ -357,6 +405,7 @@ impl Dot for Avx512 {
 impl Dot for Avx512Vnni {
     type Lanes = Avx512;
     type Word = u32;
+    type Weights = __m512i;
     type Sums = __m512i;
     const WORDS: usize = 1;
     const ROWS: usize = 12;
@@ -382,9 +431,15 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    unsafe fn add(self, sums: __m512i, x: u32, weights: *const u8) -> __m512i {
-        // SAFETY: `self` proves AVX-512 VNNI; 64 bytes are there, by the caller's promise.
-        unsafe { _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(x as i32), _mm512_loadu_si512(weights.cast())) }
+    unsafe fn load(self, weights: *const u8) -> __m512i {
+        // SAFETY: `self` proves AVX-512 F; 64 bytes are there, by the caller's promise.
+        unsafe { _mm512_loadu_si512(weights.cast()) }
+    }
+
+    #[inline(always)]
+    fn add(self, sums: __m512i, x: u32, weights: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 VNNI.
+        unsafe { _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(x as i32), weights) }
     }
 
     #[inline(always)]
@@ -421,7 +476,7 @@ mod tests {
     fn each_result(x: &[f32], w: &[f32], check: impl Fn(&[f32])) {
         let pool = Pool::new(1, &[]).unwrap();
         let scratches = Scratches::new(1);
-        let weight = DenseWeight::new(HostTensor::from_f32(vec![40, 3], w), WeightFormat::Int8).unwrap();
+        let weight = DenseWeight::new(HostTensor::from_f32(vec![40, 3], w), WeightFormat::INT8).unwrap();
         let weights = PackedLinear::new(&pool, &[weight]).unwrap();
         for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
             let mut out = vec![0.0; x.len() / 3 * 40];
@@ -455,16 +510,5 @@ mod tests {
             }
             assert!(out[40..].iter().all(|&y| y == 0.0), "denormal and zero rows are zeros");
         });
-    }
-
-    #[test]
-    fn codes_round_to_nearest_even_within_127() {
-        let scale = quantise(127.0);
-        for (x, code) in [(0.5, 0), (1.5, 2), (-2.5, -2), (127.0, 127), (-127.0, -127), (126.4, 126), (-0.6, -1)] {
-            assert_eq!(scale.code(x), code, "{x}");
-        }
-        for largest in [1e-36, 0.1, 3.3, 1e30, f32::MAX] {
-            assert_eq!((quantise(largest).code(largest), quantise(largest).code(-largest)), (127, -127), "{largest:e}");
-        }
     }
 }

@@ -6,17 +6,21 @@
 //! f32, f16:  [panel][k][32]
 //! bf16:      [panel][k / 2][32][2]     pairs of input features lie together
 //! int8:      [panel][k / 4][32][4]     with a scale and the sum of codes for each column
+//! groups:    see [`grouped`]
 //! ```
 //!
 //! `k` is rounded up to even (to a multiple of four in int8). A pair of bf16 is one 32-bit word: its halves become two floats by one shift
 //! and one mask, and the BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
-use pelton_backend::{BackendError, DType, DenseWeight, HostTensor, WeightFormat};
+use pelton_backend::{
+    BackendError, DType, DenseWeight, Group, GroupedRow, GroupedWeight, HostTensor, IntGroups, WeightFormat,
+};
 
 use crate::buffer::{Buffer, Plain};
 use crate::pool::{Pool, SharedMut};
 
+use super::grouped::GroupedPanels;
 use super::int8;
 
 /// Output features of a panel.
@@ -38,6 +42,7 @@ pub(crate) enum Panels {
     F16(Buffer<f16>),
     Bf16(Buffer<bf16>),
     Int8(Int8Panels),
+    Grouped(GroupedPanels),
 }
 
 /// Codes, and what belongs to each column; columns that fill up the last panel have zeros.
@@ -170,8 +175,51 @@ impl PackedLinear {
             WeightFormat::Dense(DType::F32) => Panels::F32(pack(pool, parts)?),
             WeightFormat::Dense(DType::F16) => Panels::F16(pack(pool, parts)?),
             WeightFormat::Dense(DType::BF16) => Panels::Bf16(pack(pool, parts)?),
-            WeightFormat::Int8 => Panels::Int8(pack_int8(pool, parts)?),
+            WeightFormat::Grouped(format) => {
+                let row = |row: usize| {
+                    let (part, row) = part_of(parts, row);
+                    let mut values = vec![0.0; in_features];
+                    part.tensor().read_f32(row * in_features, &mut values);
+                    format.quantise(&values)
+                };
+                pack_integers(pool, format, [out_features, in_features], None, row)?
+            }
         };
+        Ok(Self { out_features, in_features, panels })
+    }
+
+    /// The same for parts that arrive in integers, which must agree in the order of their input features too.
+    pub(crate) fn from_grouped(pool: &Pool, parts: &[GroupedWeight<'_>]) -> Result<Self, BackendError> {
+        let Some(first) = parts.first() else {
+            return Err(BackendError::Unsupported("a linear weight without parts".into()));
+        };
+        let (in_features, format) = (first.in_features(), first.format());
+        let mut ends = Vec::with_capacity(parts.len());
+        let mut out_features = 0;
+        for part in parts {
+            if part.in_features() != in_features {
+                return Err(BackendError::Shape {
+                    what: "a part of a joined linear weight",
+                    expected: format!("[out, {in_features}]"),
+                    found: vec![part.out_features(), part.in_features()],
+                });
+            }
+            if part.format() != format {
+                let other = part.format();
+                return Err(BackendError::Unsupported(format!("a linear weight joined of {format} and {other} parts")));
+            }
+            if part.order() != first.order() {
+                let what = "a linear weight joined of parts whose input features are grouped differently";
+                return Err(BackendError::Unsupported(what.into()));
+            }
+            out_features += part.out_features();
+            ends.push(out_features);
+        }
+        let row = |row: usize| {
+            let part = ends.partition_point(|&end| end <= row);
+            parts[part].row(row - part.checked_sub(1).map_or(0, |before| ends[before]))
+        };
+        let panels = pack_integers(pool, format, [out_features, in_features], first.order(), row)?;
         Ok(Self { out_features, in_features, panels })
     }
 }
@@ -206,15 +254,32 @@ fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>,
     Ok(packed)
 }
 
-fn pack_int8(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Int8Panels, BackendError> {
-    let in_features = parts[0].in_features();
-    if in_features > int8::MAX_IN_FEATURES {
+/// Packs what `row` gives for each output feature, input features in `order`.
+fn pack_integers(
+    pool: &Pool,
+    format: IntGroups,
+    shape: [usize; 2],
+    order: Option<&[u32]>,
+    row: impl Fn(usize) -> GroupedRow + Sync,
+) -> Result<Panels, BackendError> {
+    let in_features = shape[1];
+    if format.group == Group::Row && in_features > int8::MAX_IN_FEATURES {
         return Err(BackendError::Unsupported(format!(
-            "an int8 weight with {in_features} input features: at most {} can be summed",
+            "a weight in {format} with {in_features} input features: at most {} can be summed",
             int8::MAX_IN_FEATURES
         )));
     }
-    let out_features: usize = parts.iter().map(DenseWeight::out_features).sum();
+    Ok(match format {
+        IntGroups::INT8 => Panels::Int8(pack_int8(pool, shape, row)?),
+        _ => Panels::Grouped(GroupedPanels::new(pool, format, shape, order, row)?),
+    })
+}
+
+fn pack_int8(
+    pool: &Pool,
+    [out_features, in_features]: [usize; 2],
+    row: impl Fn(usize) -> GroupedRow + Sync,
+) -> Result<Int8Panels, BackendError> {
     let panel_len = Int8Panels::panel_len(in_features);
     let num_panels = out_features.div_ceil(PANEL);
     let mut codes = Buffer::<i8>::new("a linear weight", num_panels.saturating_mul(panel_len))?;
@@ -224,16 +289,12 @@ fn pack_int8(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Int8Panels, Backe
     pool.run_pieces(codes.as_mut_slice(), panel_len, |_, panel, codes| {
         // SAFETY: panels have columns of their own.
         let (scales, sums) = unsafe { (scales_out.slice(panel * PANEL, PANEL), sums_out.slice(panel * PANEL, PANEL)) };
-        let mut values = vec![0.0; in_features];
         for column in 0..PANEL.min(out_features - panel * PANEL) {
-            let (part, row) = part_of(parts, panel * PANEL + column);
-            part.tensor().read_f32(row * in_features, &mut values);
-            let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let scale = int8::quantise(largest);
-            // Zero, or not a number where one of the weights is not finite.
-            scales[column] = scale.scale + values.iter().map(|x| x * 0.0).sum::<f32>();
-            for (k, &x) in values.iter().enumerate() {
-                let code = scale.code(x);
+            let row = row(panel * PANEL + column);
+            scales[column] = row.scales[0];
+            for (k, code) in row.codes.into_iter().enumerate() {
+                // From a zero of 128 to one of 0.
+                let code = (code ^ 0x80) as i8;
                 codes[Int8Panels::offset(k, column)] = code;
                 sums[column] += i32::from(code);
             }
@@ -293,7 +354,7 @@ mod tests {
                             Panels::F32(panels) => panels.as_slice()[at + f32::offset(k, row % PANEL)],
                             Panels::F16(panels) => panels.as_slice()[at + f16::offset(k, row % PANEL)].widen(),
                             Panels::Bf16(panels) => panels.as_slice()[at + bf16::offset(k, row % PANEL)].widen(),
-                            Panels::Int8(_) => unreachable!("not asked for"),
+                            Panels::Int8(_) | Panels::Grouped(_) => unreachable!("not asked for"),
                         };
                         assert_eq!(found, value(row, k), "row {row}, k {k}");
                     }

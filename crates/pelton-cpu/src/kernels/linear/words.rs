@@ -1,8 +1,8 @@
 //! Linears whose instructions take several input features as one word: the register tile and its blocking.
 //!
-//! All of `k` is summed in registers. A chunk of rows stays in the second cache while the panels of a unit pass by. Blocks of `k` as in the
-//! float kernels, with sums resting in the result meanwhile, were slower: int8 at 256 rows by 7 to 23 % with 512 features,
-//! by 41 to 59 % with 128.
+//! All of `k` is summed in registers; sums of a group are converted and added at its end. A chunk of rows stays in the second cache while
+//! the panels of a unit pass by. Blocks of `k` as in the float kernels, with sums resting in the result meanwhile, were slower: int8 at
+//! 256 rows by 7 to 23 % with 512 features, by 41 to 59 % with 128.
 
 use super::pack::PANEL;
 use super::{AHEAD, Linear, Place, Units, ZEROS, tile_rows};
@@ -16,32 +16,50 @@ const CHUNK_BYTES: usize = 384 << 10;
 const VECTORS: usize = PANEL / LANES;
 
 /// An instruction that multiplies words, and what becomes of its sums.
+///
+/// Steps lie in groups, and each group has sums of its own, which [`WordKernel::finish`] adds to a float. `row` and `column` are places
+/// in `[tile][group][tile row]` and `[panel][group][column]`: where there is one group, just the row and the column.
 pub(super) trait WordKernel: Copy + Sync {
     type Lanes: Lanes;
     /// Input features of one row, as many as a step of the weights has.
     type Word: Copy + Send + Sync;
+    /// Weights of a step and sixteen columns.
+    type Weights: Copy;
     /// Sums of sixteen columns.
     type Sums: Copy;
+    /// What belongs to sixteen columns of a group.
+    type Columns: Copy;
     /// Rows of the largest register tile: 12, 6 or 2.
     const ROWS: usize;
 
     fn lanes(self) -> Self::Lanes;
 
-    fn zero(self) -> Self::Sums;
+    /// Of the sixteen columns from `column` on, which are those of the matrix from `first` on.
+    fn columns(self, first: usize, column: usize) -> Self::Columns;
 
-    /// `sums[column] += x * weights[column]`.
+    /// What the sums of a row begin with.
     ///
     /// # Safety
-    /// 64 readable bytes at `weights`: a word for each of sixteen columns.
-    unsafe fn add(self, sums: Self::Sums, x: Self::Word, weights: *const u8) -> Self::Sums;
+    /// There is such a row (also one that only fills up its tile), and `columns` come from this kernel.
+    unsafe fn begin(self, row: usize, columns: Self::Columns) -> Self::Sums;
 
-    /// The results of `row` and the sixteen columns from `column` on.
-    fn finish(
+    /// # Safety
+    /// 64 readable bytes at `weights`.
+    unsafe fn load(self, weights: *const u8) -> Self::Weights;
+
+    /// `sums[column] += x * weights[column]`.
+    fn add(self, sums: Self::Sums, x: &Self::Word, weights: Self::Weights) -> Self::Sums;
+
+    /// `before` (the bias, or the groups so far) and the sums of a group.
+    ///
+    /// # Safety
+    /// As for [`WordKernel::begin`].
+    unsafe fn finish(
         self,
         sums: Self::Sums,
         row: usize,
-        column: usize,
-        bias: <Self::Lanes as Lanes>::V,
+        columns: Self::Columns,
+        before: <Self::Lanes as Lanes>::V,
     ) -> <Self::Lanes as Lanes>::V;
 }
 
@@ -51,6 +69,8 @@ pub(super) struct Words<'a, K: WordKernel> {
     /// The rows as [`super::rows`] lays them out in tiles of [`tile_rows`].
     pub tiles: &'a [K::Word],
     pub steps: usize,
+    /// Steps of a group; the last one may have fewer.
+    pub group_steps: usize,
     /// `[panel][step][32]` words of four bytes.
     pub panels: &'a [u8],
     pub out: SharedMut<'a, f32>,
@@ -73,6 +93,7 @@ impl<K: WordKernel> Words<'_, K> {
     pub fn unit(&self, place: Place) {
         let n = self.args.weights.out_features;
         let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
+        let num_groups = self.steps.div_ceil(self.group_steps);
         for panel in place.panels {
             let first_column = panel * PANEL;
             let columns = PANEL.min(n - first_column);
@@ -90,13 +111,15 @@ impl<K: WordKernel> Words<'_, K> {
                         x: x.wrapping_add(inner),
                         x_stride: tile_rows,
                         steps: self.steps,
+                        group_steps: self.group_steps,
                         weights,
                         bias,
                         // SAFETY: this unit alone writes these rows of these columns, through this pointer only.
                         out: unsafe { self.out.at((first_row + inner) * n + first_column) },
                         out_stride: n,
-                        first_row: first_row + inner,
+                        first_row: first_row * num_groups + inner,
                         first_column,
+                        first_group_column: first_column * num_groups,
                         rows: rows - inner,
                         columns,
                         ahead: if first_row + inner == place.rows.start { AHEAD } else { 0 },
@@ -148,12 +171,16 @@ struct WordTile<W> {
     x: *const W,
     x_stride: usize,
     steps: usize,
+    group_steps: usize,
     weights: *const u8,
     bias: *const f32,
     out: *mut f32,
     out_stride: usize,
+    /// Place of the first row in the first group, as [`WordKernel`] counts.
     first_row: usize,
     first_column: usize,
+    /// Likewise of the panel.
+    first_group_column: usize,
     rows: usize,
     columns: usize,
     /// As in [`super::tile::TileArgs`].
@@ -169,21 +196,57 @@ struct WordTile<W> {
 unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: WordTile<K::Word>) {
     let lanes = kernel.lanes();
     for first in (0..args.columns).step_by(C * LANES) {
-        let mut sums = [[kernel.zero(); C]; R];
-        for step in 0..args.steps {
-            if args.ahead > 0 {
-                let wanted = args.weights.wrapping_add(step * PANEL * 4 + args.ahead);
-                for line in (0..PANEL * 4).step_by(CACHE_LINE) {
-                    lanes.prefetch(wanted.wrapping_add(line).cast());
+        let mut results = [[lanes.splat(0.0); C]; R];
+        for c in 0..C {
+            let column = first + c * LANES;
+            let left = args.columns.saturating_sub(column).min(LANES);
+            // SAFETY: `left` elements exist there, by the caller's promise.
+            let bias = unsafe { lanes.load_first(args.bias.wrapping_add(column), left) };
+            for r in 0..R {
+                results[r][c] = bias;
+            }
+        }
+        for (group, first_step) in (0..args.steps).step_by(args.group_steps).enumerate() {
+            let row = |r: usize| args.first_row + group * args.x_stride + r;
+            let first_column = args.first_group_column + group * PANEL + first;
+            let mut columns = [kernel.columns(args.first_column + first, first_column); C];
+            for c in 1..C {
+                columns[c] = kernel.columns(args.first_column + first + c * LANES, first_column + c * LANES);
+            }
+            // SAFETY: row 0 is in the tile.
+            let mut sums = [[unsafe { kernel.begin(row(0), columns[0]) }; C]; R];
+            for r in 0..R {
+                for c in 0..C {
+                    // SAFETY: row `r` is in the tile.
+                    sums[r][c] = unsafe { kernel.begin(row(r), columns[c]) };
+                }
+            }
+            for step in first_step..args.steps.min(first_step + args.group_steps) {
+                if args.ahead > 0 {
+                    let wanted = args.weights.wrapping_add(step * PANEL * 4 + args.ahead);
+                    for line in (0..PANEL * 4).step_by(CACHE_LINE) {
+                        lanes.prefetch(wanted.wrapping_add(line).cast());
+                    }
+                }
+                let panel = args.weights.wrapping_add((step * PANEL + first) * 4);
+                // SAFETY: the panel has this step, and 16 columns of it are 64 bytes.
+                let mut weights = [unsafe { kernel.load(panel) }; C];
+                for c in 1..C {
+                    // SAFETY: as above.
+                    weights[c] = unsafe { kernel.load(panel.wrapping_add(c * LANES * 4)) };
+                }
+                for r in 0..R {
+                    // SAFETY: row `r` is in the tile, which has `steps` steps.
+                    let x = unsafe { &*args.x.add(step * args.x_stride + r) };
+                    for c in 0..C {
+                        sums[r][c] = kernel.add(sums[r][c], x, weights[c]);
+                    }
                 }
             }
             for r in 0..R {
-                // SAFETY: row `r` is in the tile, which has `steps` steps.
-                let x = unsafe { *args.x.add(step * args.x_stride + r) };
                 for c in 0..C {
-                    // SAFETY: the panel has this step, and 16 columns of it are 64 bytes.
-                    sums[r][c] =
-                        unsafe { kernel.add(sums[r][c], x, args.weights.add((step * PANEL + first + c * LANES) * 4)) };
+                    // SAFETY: row `r` is in the tile.
+                    results[r][c] = unsafe { kernel.finish(sums[r][c], row(r), columns[c], results[r][c]) };
                 }
             }
         }
@@ -194,12 +257,8 @@ unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: W
             for c in 0..C {
                 let column = first + c * LANES;
                 let left = args.columns.saturating_sub(column).min(LANES);
-                // SAFETY: `left` elements exist at both places and nobody else writes them, by the caller's promise.
-                unsafe {
-                    let bias = lanes.load_first(args.bias.wrapping_add(column), left);
-                    let results = kernel.finish(sums[r][c], args.first_row + r, args.first_column + column, bias);
-                    lanes.store_first(args.out.wrapping_add(r * args.out_stride + column), left, results);
-                }
+                // SAFETY: `left` elements exist there and nobody else writes them, by the caller's promise.
+                unsafe { lanes.store_first(args.out.wrapping_add(r * args.out_stride + column), left, results[r][c]) }
             }
         }
     }
