@@ -89,6 +89,7 @@ pub enum IsaArg {
     Avx2,
     Avx512,
     Avx512bf16,
+    Amx,
 }
 
 impl From<IsaArg> for IsaChoice {
@@ -99,6 +100,7 @@ impl From<IsaArg> for IsaChoice {
             IsaArg::Avx2 => IsaChoice::Avx2,
             IsaArg::Avx512 => IsaChoice::Avx512,
             IsaArg::Avx512bf16 => IsaChoice::Avx512Bf16,
+            IsaArg::Amx => IsaChoice::Amx,
         }
     }
 }

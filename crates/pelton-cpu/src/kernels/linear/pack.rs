@@ -8,12 +8,13 @@
 //! int8:      [panel][k / 4][32][4]     with a scale and the sum of codes for each column
 //! ```
 //!
-//! `k` is rounded up to even (to a multiple of four in int8). A pair of bf16 is one 32-bit word: its halves become two floats by one shift
+//! `k` is filled up with zeros to a multiple of 32 (64 in int8), as much as a tile of AMX takes at a time. A pair of bf16 is one 32-bit word: its halves become two floats by one shift
 //! and one mask, and the BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
 use pelton_backend::{BackendError, DType, DenseWeight, HostTensor, WeightFormat};
 
+use crate::amx::ROW_BYTES;
 use crate::buffer::{Buffer, Plain};
 use crate::pool::{Pool, SharedMut};
 
@@ -56,7 +57,7 @@ impl Int8Panels {
 
     /// Codes of one panel.
     pub fn panel_len(in_features: usize) -> usize {
-        in_features.next_multiple_of(int8::STEP) * PANEL
+        in_features.next_multiple_of(ROW_BYTES) * PANEL
     }
 }
 
@@ -178,7 +179,7 @@ impl PackedLinear {
 
 /// Elements of one panel.
 pub(crate) fn panel_len(in_features: usize) -> usize {
-    in_features.next_multiple_of(2) * PANEL
+    in_features.next_multiple_of(ROW_BYTES / size_of::<bf16>()) * PANEL
 }
 
 fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>, BackendError> {
