@@ -8,8 +8,8 @@
 //! int8:      [panel][k / 4][32][4]     with a scale and the sum of codes for each column
 //! ```
 //!
-//! `k` is filled up with zeros to a multiple of 32 (64 in int8), as much as a tile of AMX takes at a time. A pair of bf16 is one 32-bit word: its halves become two floats by one shift
-//! and one mask, and the BF16 instructions want exactly such pairs.
+//! `k` is filled up with zeros to a multiple of 32 (64 in int8), as much as a tile of AMX takes at a time. A pair of
+//! bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
 use pelton_backend::{BackendError, DType, DenseWeight, HostTensor, WeightFormat};
