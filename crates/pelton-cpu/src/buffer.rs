@@ -26,6 +26,8 @@ unsafe impl Plain for i8 {}
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
 // SAFETY: a transparent u16.
 unsafe impl Plain for f16 {}
 // SAFETY: a transparent u16.

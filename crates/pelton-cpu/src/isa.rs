@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::amx::AmxFlags;
 use crate::lanes::{Lanes, Tiles};
 
 /// Which instruction set to use.
@@ -18,13 +19,16 @@ pub enum IsaChoice {
     Avx512,
     /// AVX-512 with BF16: bfloat16 weights meet rows rounded to bfloat16.
     Avx512Bf16,
+    /// AMX: tiles multiply bfloat16 and int8 weights; else as AVX-512 with BF16.
+    Amx,
 }
 
 impl IsaChoice {
     /// Every set that can be named, from plain to best.
-    pub const NAMED: [IsaChoice; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const NAMED: [IsaChoice; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
-    /// CPU flags that the choice needs and this CPU lacks, as `/proc/cpuinfo` spells them.
+    /// CPU flags that the choice needs and this CPU lacks, as `/proc/cpuinfo` spells them. The system is asked for tiles by
+    /// this: where it refuses, they are missing.
     pub fn missing(self) -> Vec<&'static str> {
         let avx2: &[Feature] = &[
             ("avx2", is_x86_feature_detected!("avx2")),
@@ -38,11 +42,14 @@ impl IsaChoice {
             ("avx512dq", is_x86_feature_detected!("avx512dq")),
         ];
         let bf16: &[Feature] = &[("avx512_bf16", is_x86_feature_detected!("avx512bf16"))];
+        let tiles = if self == Self::Amx { AmxFlags::detect() } else { AmxFlags::default() };
+        let amx: &[Feature] = &[("amx_tile", tiles.tile), ("amx_bf16", tiles.bf16), ("amx_int8", tiles.int8)];
         let needed: &[&[Feature]] = match self {
             Self::Auto | Self::Scalar => &[],
             Self::Avx2 => &[avx2],
             Self::Avx512 => &[avx2, avx512],
             Self::Avx512Bf16 => &[avx2, avx512, bf16],
+            Self::Amx => &[avx2, avx512, bf16, amx],
         };
         needed.iter().copied().flatten().filter(|(_, present)| !present).map(|&(name, _)| name).collect()
     }
@@ -56,6 +63,7 @@ impl fmt::Display for IsaChoice {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512bf16",
+            Self::Amx => "amx",
         })
     }
 }
@@ -67,7 +75,7 @@ impl std::str::FromStr for IsaChoice {
         std::iter::once(Self::Auto)
             .chain(Self::NAMED)
             .find(|choice| choice.to_string() == name)
-            .ok_or_else(|| format!("unknown instruction set {name:?}: auto, scalar, avx2, avx512 or avx512bf16"))
+            .ok_or_else(|| format!("unknown instruction set {name:?}: auto, scalar, avx2, avx512, avx512bf16 or amx"))
     }
 }
 
@@ -89,11 +97,15 @@ pub(crate) struct Avx512(());
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512Bf16(Avx512);
 
+/// Proof that tiles of bf16 and int8 may be used beside [`Avx512Bf16`]; only [`Isa::detect`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Amx(Avx512Bf16);
+
 /// Proof that AVX-512 VNNI may be used beside [`Avx512`]; only [`Isa::int8`] makes one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512Vnni(Avx512);
 
-/// What multiplies int8 numbers. Results are the same bits on each, so this needs no choice by name.
+/// What multiplies int8 numbers where tiles do not. Results are the same bits on each, so this needs no choice by name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Int8Isa {
     Scalar(Scalar),
@@ -109,6 +121,7 @@ pub(crate) enum Isa {
     Avx2(Avx2),
     Avx512(Avx512),
     Avx512Bf16(Avx512Bf16),
+    Amx(Amx),
 }
 
 impl Isa {
@@ -127,6 +140,7 @@ impl Isa {
             IsaChoice::Avx2 => Self::Avx2(Avx2(())),
             IsaChoice::Avx512 => Self::Avx512(Avx512(())),
             IsaChoice::Avx512Bf16 => Self::Avx512Bf16(Avx512Bf16(Avx512(()))),
+            IsaChoice::Amx => Self::Amx(Amx(Avx512Bf16(Avx512(())))),
         })
     }
 
@@ -137,6 +151,7 @@ impl Isa {
             Self::Avx2(_) => "AVX2",
             Self::Avx512(_) => "AVX-512",
             Self::Avx512Bf16(_) => "AVX-512 BF16",
+            Self::Amx(_) => "AMX",
         }
     }
 
@@ -145,7 +160,7 @@ impl Isa {
         match self {
             Self::Scalar(_) => <Scalar as Lanes>::TILES,
             Self::Avx2(_) => <Avx2 as Lanes>::TILES,
-            Self::Avx512(_) | Self::Avx512Bf16(_) => <Avx512 as Lanes>::TILES,
+            Self::Avx512(_) | Self::Avx512Bf16(_) | Self::Amx(_) => <Avx512 as Lanes>::TILES,
         }
     }
 
@@ -154,10 +169,12 @@ impl Isa {
         match self {
             Self::Scalar(isa) => Int8Isa::Scalar(isa),
             Self::Avx2(isa) => Int8Isa::Avx2(isa),
-            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) if is_x86_feature_detected!("avx512vnni") => {
-                Int8Isa::Avx512Vnni(Avx512Vnni(isa))
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) | Self::Amx(Amx(Avx512Bf16(isa))) => {
+                match is_x86_feature_detected!("avx512vnni") {
+                    true => Int8Isa::Avx512Vnni(Avx512Vnni(isa)),
+                    false => Int8Isa::Avx512(isa),
+                }
             }
-            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => Int8Isa::Avx512(isa),
         }
     }
 
@@ -166,7 +183,9 @@ impl Isa {
         match self {
             Self::Scalar(isa) => isa.run(OnLanes(kernel)),
             Self::Avx2(isa) => isa.run(OnLanes(kernel)),
-            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) => isa.run(OnLanes(kernel)),
+            Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) | Self::Amx(Amx(Avx512Bf16(isa))) => {
+                isa.run(OnLanes(kernel));
+            }
         }
     }
 }
@@ -244,6 +263,13 @@ impl Avx512Vnni {
 impl Avx512Bf16 {
     /// What it implies.
     pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+}
+
+impl Amx {
+    /// What it implies.
+    pub(crate) fn avx512bf16(self) -> Avx512Bf16 {
         self.0
     }
 }

@@ -1,6 +1,6 @@
 //! The CPU backend: kernels, packing and the compute pool.
 //!
-//! Reading order: `isa` chooses the instruction set, `lanes` are the vector operations every kernel is written in, `buffer`, `kv`
+//! Reading order: `isa` chooses the instruction set, `amx` are its tiles, `lanes` are the vector operations every kernel is written in, `buffer`, `kv`
 //! and `step` what kernels read and write, `pool` who computes, `kernels` the operations, [`measure`] how fast they are. `unsafe` is
 //! found where pointers are followed: lanes, tiles, pool and buffer.
 #![allow(clippy::needless_range_loop, reason = "tiles are arrays of registers: indices say which, as in the formulas")]
@@ -10,6 +10,7 @@ compile_error!(
     "the CPU backend is written for Linux on x86-64; other machines need lanes, memory report and pinning of their own"
 );
 
+mod amx;
 mod buffer;
 mod isa;
 mod kernels;

@@ -13,7 +13,8 @@ fn on_every_machine(check: impl Fn(&CpuBackend, conformance::Precision)) {
         }
         for threads in [1, 2, 3] {
             let backend = CpuBackend::new(CpuConfig { threads: Some(threads), isa, pin: false }).unwrap();
-            let rows = if isa == IsaChoice::Avx512Bf16 { DType::BF16 } else { DType::F32 };
+            let rounds = matches!(isa, IsaChoice::Avx512Bf16 | IsaChoice::Amx);
+            let rows = if rounds { DType::BF16 } else { DType::F32 };
             check(&backend, conformance::Precision { rows_for_bf16_weights: rows });
         }
         println!("{isa}: ran with 1, 2 and 3 threads");

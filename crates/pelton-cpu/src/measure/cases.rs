@@ -21,7 +21,7 @@ use crate::{CpuBackend, KvCache, PackedLinear, Rows, Step};
 /// What multiplies weights kept in `format`.
 fn unit(format: WeightFormat, isa: Isa) -> Unit {
     match (format, isa) {
-        (WeightFormat::Dense(DType::BF16), Isa::Avx512Bf16(_)) => Unit::Bf16,
+        (WeightFormat::Dense(DType::BF16), Isa::Avx512Bf16(_) | Isa::Amx(_)) => Unit::Bf16,
         (WeightFormat::Dense(_), _) => Unit::F32,
         (WeightFormat::Grouped(_), _) => Unit::Int8,
     }

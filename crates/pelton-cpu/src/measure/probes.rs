@@ -11,8 +11,9 @@ use pelton_backend::BackendError;
 use super::CpuFacts;
 use super::roofline::{Limits, median};
 use crate::CpuBackend;
+use crate::amx::{self, TILE_ROWS, TileNumbers, Tiles};
 use crate::buffer::Buffer;
-use crate::isa::{Isa, IsaChoice, Kernel};
+use crate::isa::{Amx, Isa, IsaChoice, Kernel};
 use crate::lanes::{LANES, Lanes};
 
 /// Floats of a unit of reading: 1 MiB.
@@ -121,11 +122,17 @@ impl Probes {
         self.cache_passes.push(read_caches(backend, self.cache.as_slice()));
         let isa = backend.isa;
         self.f32_samples.push(computing(backend, f32_operations(isa), || isa.run(Fma)));
-        if let Isa::Avx512Bf16(_) = isa {
-            self.bf16_samples.push(computing(backend, 2 * 32 * DOT_CHAINS * CHAIN_LENGTH, || {
-                // SAFETY: the proof exists, so the CPU has AVX-512 BF16.
-                unsafe { dot_bf16() }
-            }));
+        match isa {
+            Isa::Avx512Bf16(_) => {
+                self.bf16_samples.push(computing(backend, 2 * 32 * DOT_CHAINS * CHAIN_LENGTH, || {
+                    // SAFETY: the proof exists, so the CPU has AVX-512 BF16.
+                    unsafe { dot_bf16() }
+                }))
+            }
+            Isa::Amx(isa) => {
+                self.bf16_samples.push(computing(backend, 2 * 32 * TILES_SUMS, || tiles::<amx::Bf16>(isa)))
+            }
+            _ => {}
         }
         if let Some(unit) = self.int8 {
             self.int8_samples.push(computing(backend, unit.operations(), || unit.run()));
@@ -235,9 +242,21 @@ fn f32_operations(isa: Isa) -> usize {
 /// Independent chains of dot products.
 const DOT_CHAINS: usize = 12;
 
+/// Products of tiles in each chain of one unit of computing, of which there are four: some 50 microseconds.
+const TILE_CHAIN_LENGTH: usize = 2000;
+
+/// Numbers that are added up by one call of [`tiles`], each of a row of a tile times a column.
+const TILES_SUMS: usize = 4 * TILE_ROWS * LANES * TILE_CHAIN_LENGTH;
+
+fn tiles<N: TileNumbers>(isa: Amx) {
+    N::multiply_in_registers(&Tiles::new(isa, TILE_ROWS), TILE_CHAIN_LENGTH);
+}
+
 /// Instructions that multiply bytes and sum products by four.
 #[derive(Debug, Clone, Copy)]
 enum Int8Unit {
+    /// 64 bytes of each row and column.
+    Amx(Amx),
     /// 64 bytes each.
     Avx512Vnni,
     /// 32 bytes each.
@@ -247,6 +266,9 @@ enum Int8Unit {
 impl Int8Unit {
     /// The one as wide as the vectors of `isa`.
     fn detect(isa: Isa) -> Option<Self> {
+        if let Isa::Amx(isa) = isa {
+            return Some(Self::Amx(isa));
+        }
         let wide = isa.tiles().wide && is_x86_feature_detected!("avx512vnni");
         let narrow = !matches!(isa, Isa::Scalar(_)) && is_x86_feature_detected!("avxvnni");
         if wide { Some(Self::Avx512Vnni) } else { narrow.then_some(Self::AvxVnni) }
@@ -255,6 +277,7 @@ impl Int8Unit {
     /// Of one call of [`Int8Unit::run`].
     fn operations(self) -> usize {
         let bytes = match self {
+            Self::Amx(_) => return 2 * 64 * TILES_SUMS,
             Self::Avx512Vnni => 64,
             Self::AvxVnni => 32,
         };
@@ -263,6 +286,7 @@ impl Int8Unit {
 
     fn run(self) {
         match self {
+            Self::Amx(isa) => tiles::<amx::Int8>(isa),
             // SAFETY: `detect` has found AVX-512 VNNI, and AVX-512 F is part of every wide instruction set.
             Self::Avx512Vnni => unsafe { dot_int8_avx512() },
             // SAFETY: `detect` has found AVX-VNNI, which implies AVX2.
@@ -330,7 +354,8 @@ mod tests {
                 sane(limits.memory_bytes_per_s) && sane(limits.cache_bytes_per_s) && sane(limits.f32_per_s),
                 "{limits:?}"
             );
-            assert_eq!(limits.bf16_per_s.is_some_and(sane), matches!(backend.isa, Isa::Avx512Bf16(_)), "{limits:?}");
+            let has_bf16 = matches!(backend.isa, Isa::Avx512Bf16(_) | Isa::Amx(_));
+            assert_eq!(limits.bf16_per_s.is_some_and(sane), has_bf16, "{limits:?}");
             assert_eq!(limits.int8_per_s.is_some_and(sane), Int8Unit::detect(backend.isa).is_some(), "{limits:?}");
         }
     }

@@ -14,9 +14,9 @@ pub struct Limits {
     pub cache_bytes_per_s: f64,
     /// f32 operations of the chosen instruction set; a fused multiply-add is two.
     pub f32_per_s: f64,
-    /// Operations of bf16 dot products, where the chosen instruction set has them.
+    /// Operations of bf16 dot products, in tiles or vectors, where the chosen instruction set has them.
     pub bf16_per_s: Option<f64>,
-    /// Operations of int8 dot products, where the CPU has them and the chosen instruction set is as wide.
+    /// Operations of int8 dot products, in tiles or vectors, where the CPU has them and the chosen instruction set is as wide.
     pub int8_per_s: Option<f64>,
 }
 

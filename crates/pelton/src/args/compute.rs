@@ -115,6 +115,7 @@ pub enum IsaArg {
     Avx2,
     Avx512,
     Avx512bf16,
+    Amx,
 }
 
 impl From<IsaArg> for IsaChoice {
@@ -125,6 +126,7 @@ impl From<IsaArg> for IsaChoice {
             IsaArg::Avx2 => IsaChoice::Avx2,
             IsaArg::Avx512 => IsaChoice::Avx512,
             IsaArg::Avx512bf16 => IsaChoice::Avx512Bf16,
+            IsaArg::Amx => IsaChoice::Amx,
         }
     }
 }

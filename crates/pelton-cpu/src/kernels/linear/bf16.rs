@@ -111,7 +111,7 @@ mod tests {
 
     use super::super::pack::{PackedLinear, Panels};
     use super::*;
-    use crate::isa::Scalar;
+    use crate::isa::{Isa, IsaChoice, Scalar};
     use crate::lanes::LANES;
 
     /// `VDPBF16PS` in plain code, as Intel describes it: the upper product of each pair, then the lower.
@@ -163,6 +163,42 @@ mod tests {
 
     fn rounded(x: f32) -> f64 {
         f64::from(bf16::from_f32(x).to_f32())
+    }
+
+    /// One word times sixteen columns, added to what `sums` hold.
+    struct Add<'a> {
+        x: u32,
+        weights: &'a [u32; LANES],
+        sums: &'a mut [f32; LANES],
+    }
+
+    impl Task<Avx512Bf16> for Add<'_> {
+        #[inline(always)]
+        fn run(self, isa: Avx512Bf16) {
+            let sums = isa.lanes().read(self.sums, 0);
+            // SAFETY: sixteen words are 64 bytes.
+            let weights = unsafe { isa.load(self.weights.as_ptr().cast()) };
+            let sums = isa.add(sums, &self.x, weights);
+            isa.lanes().write(self.sums, 0, sums);
+        }
+    }
+
+    #[test]
+    fn the_instruction_does_what_is_described() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut half = || u32::from(bf16::from_f32(rng.f32() - 0.5).to_bits());
+        let mut word = || half() << 16 | half();
+        for _ in 0..100 {
+            let (x, weights) = (word(), [(); LANES].map(|()| word()));
+            let begun: [f32; LANES] = std::array::from_fn(|lane| lane as f32 / 8.0 - 1.0);
+            let wanted = Described.add(begun, &x, weights);
+            let mut found = begun;
+            match Isa::detect(IsaChoice::Avx512Bf16) {
+                Ok(Isa::Avx512Bf16(isa)) => isa.run(Add { x, weights: &weights, sums: &mut found }),
+                _ => return,
+            }
+            assert_eq!(found, wanted);
+        }
     }
 
     #[test]

@@ -124,20 +124,11 @@ struct QuantiseTile<'a, D: Dot> {
 impl<D: Dot> Kernel for QuantiseTile<'_, D> {
     #[inline(always)]
     fn run<L: Lanes>(self, isa: L) {
-        let zero = isa.splat(0.0);
         for (row, (x, place)) in self.x.chunks_exact(self.k).zip(self.scales).enumerate() {
-            let (mut largest, mut finite) = (zero, zero);
+            let scale = row_scale(isa, x);
+            *place = scale.scale;
             for at in (0..self.k).step_by(LANES) {
-                let v = isa.read(x, at);
-                largest = isa.max(isa.max(isa.sub(zero, v), v), largest);
-                // Zero, or not a number where `v` is not finite.
-                finite = isa.fma(v, zero, finite);
-            }
-            let scale = quantise(isa.largest(largest));
-            *place = scale.scale + isa.sum(finite);
-            for at in (0..self.k).step_by(LANES) {
-                let scaled = isa.mul(isa.read(x, at), isa.splat(scale.inverse));
-                let codes = isa.to_array(isa.add(scaled, isa.splat(ROUND))).map(|x| x.to_bits() as i8);
+                let codes = row_codes(isa, x, at, &scale);
                 let (codes, _) = codes.as_chunks::<STEP>();
                 let first = at / STEP;
                 let steps = codes.len().min(self.k.div_ceil(STEP) - first);
@@ -147,6 +138,28 @@ impl<D: Dot> Kernel for QuantiseTile<'_, D> {
             }
         }
     }
+}
+
+/// [`quantise`] for a row. The scale is not a number where one of the row is not finite.
+#[inline(always)]
+pub(super) fn row_scale<L: Lanes>(isa: L, x: &[f32]) -> Scale {
+    let zero = isa.splat(0.0);
+    let (mut largest, mut finite) = (zero, zero);
+    for at in (0..x.len()).step_by(LANES) {
+        let v = isa.read(x, at);
+        largest = isa.max(isa.max(isa.sub(zero, v), v), largest);
+        // Zero, or not a number where `v` is not finite.
+        finite = isa.fma(v, zero, finite);
+    }
+    let Scale { scale, inverse } = quantise(isa.largest(largest));
+    Scale { scale: scale + isa.sum(finite), inverse }
+}
+
+/// [`Scale::code`] of sixteen numbers from `x[at]` on; zeros beyond the end.
+#[inline(always)]
+pub(super) fn row_codes<L: Lanes>(isa: L, x: &[f32], at: usize, scale: &Scale) -> [i8; LANES] {
+    let scaled = isa.mul(isa.read(x, at), isa.splat(scale.inverse));
+    isa.to_array(isa.add(scaled, isa.splat(ROUND))).map(|x| x.to_bits() as i8)
 }
 
 /// Products of four codes each, by instruction set.

@@ -2,8 +2,8 @@
 //!
 //! Output features lie in lanes; each output element is one chain of fused multiply-adds in the order of `k`, begun with the bias.
 //! Cutting rows, columns or `k` (sums then rest in `out` as the same f32) changes no bit, so a row's result depends on nothing but
-//! the row; and it is the same on every instruction set but AVX-512 BF16, which rounds rows to bf16 and adds products in pairs
-//! (the same pairs for any number of rows). Weights in integers have arithmetic of their own ([`int8`], [`grouped`]).
+//! the row; and it is the same on every instruction set but AVX-512 BF16 and AMX ([`mod@amx`]), which round rows to bf16 and add products in an
+//! order of their own (the same for any number of rows). Weights in integers have arithmetic of their own ([`int8`], [`grouped`]).
 //!
 //! A unit of work is some panels of 32 output features times a chunk of rows:
 //!
@@ -27,6 +27,7 @@
 //! matters little: blocks of 256, 512, 1024 and all of `k`, chunks of 24 to 192 rows lie within 11 % of each other at 128 and 256 rows; at 32
 //! rows 512 and 96 are ahead, of all of `k` by 5 to 17 %.
 
+mod amx;
 mod bf16;
 mod grouped;
 mod int8;
@@ -80,6 +81,8 @@ pub(crate) fn linear(isa: Isa, pool: &Pool, scratches: &Scratches, args: &Linear
         let args = Linear { x, num_rows: x.len() / k, ..*args };
         let out = SharedMut::new(out);
         match (isa, &args.weights.panels) {
+            (Isa::Amx(isa), Panels::Int8(weights)) => amx::int8(isa, pool, scratches, &args, weights, out),
+            (Isa::Amx(isa), Panels::Bf16(panels)) => amx::bf16(isa, pool, scratches, &args, panels, out),
             (_, Panels::Int8(weights)) => int8::linear(isa, pool, scratches, &args, weights, out),
             (_, Panels::Grouped(weights)) => grouped::linear(isa, pool, scratches, &args, weights, out),
             (Isa::Avx512Bf16(isa), Panels::Bf16(panels)) => bf16::linear(isa, pool, scratches, &args, panels, out),

@@ -9,14 +9,15 @@
 //! groups:    see [`grouped`]
 //! ```
 //!
-//! `k` is rounded up to even (to a multiple of four in int8). A pair of bf16 is one 32-bit word: its halves become two floats by one shift
-//! and one mask, and the BF16 instructions want exactly such pairs.
+//! `k` is filled up with zeros to a multiple of 32 (64 in int8), as much as a tile of AMX takes at a time. A pair of
+//! bf16 is one 32-bit word: its halves become two floats by one shift and one mask, and the BF16 instructions want exactly such pairs.
 
 use half::{bf16, f16};
 use pelton_backend::{
     BackendError, DType, DenseWeight, Group, GroupedRow, GroupedWeight, HostTensor, IntGroups, WeightFormat,
 };
 
+use crate::amx::ROW_BYTES;
 use crate::buffer::{Buffer, Plain};
 use crate::pool::{Pool, SharedMut};
 
@@ -61,7 +62,7 @@ impl Int8Panels {
 
     /// Codes of one panel.
     pub fn panel_len(in_features: usize) -> usize {
-        in_features.next_multiple_of(int8::STEP) * PANEL
+        in_features.next_multiple_of(ROW_BYTES) * PANEL
     }
 }
 
@@ -226,7 +227,7 @@ impl PackedLinear {
 
 /// Elements of one panel.
 pub(crate) fn panel_len(in_features: usize) -> usize {
-    in_features.next_multiple_of(2) * PANEL
+    in_features.next_multiple_of(ROW_BYTES / size_of::<bf16>()) * PANEL
 }
 
 fn pack<T: Element>(pool: &Pool, parts: &[DenseWeight<'_>]) -> Result<Buffer<T>, BackendError> {

@@ -71,7 +71,7 @@ pub(super) struct Words<'a, K: WordKernel> {
     pub steps: usize,
     /// Steps of a group; the last one may have fewer.
     pub group_steps: usize,
-    /// `[panel][step][32]` words of four bytes.
+    /// `[panel][step][32]` words of four bytes; steps beyond `steps` are not read.
     pub panels: &'a [u8],
     pub out: SharedMut<'a, f32>,
     pub kernel: K,
@@ -97,7 +97,7 @@ impl<K: WordKernel> Words<'_, K> {
         for panel in place.panels {
             let first_column = panel * PANEL;
             let columns = PANEL.min(n - first_column);
-            let panel_bytes = self.steps * PANEL * 4;
+            let panel_bytes = self.panels.len() / n.div_ceil(PANEL);
             let weights = self.panels[panel * panel_bytes..][..panel_bytes].as_ptr();
             let bias = match self.args.bias {
                 Some(bias) => bias[first_column..first_column + columns].as_ptr(),
