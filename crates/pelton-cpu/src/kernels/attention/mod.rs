@@ -160,6 +160,7 @@ fn attend_all<T: KvElement>(
             layout,
             tile,
             kv_head: unit % spec.num_kv_heads,
+            group,
             table: &args.step.batch.block_tables[span.first_block as usize..][..span.num_blocks as usize],
             blocks,
             queries,
@@ -189,6 +190,8 @@ struct Unit<'a, T> {
     layout: Layout,
     tile: Tile,
     kv_head: usize,
+    /// Query heads for each key/value head.
+    group: usize,
     table: &'a [BlockId],
     blocks: CachePointer<T>,
     /// By set: `[head_dim][queries of the set]`, times the scale of scores.
@@ -226,7 +229,7 @@ impl Seen {
 impl<T: KvElement> Kernel for Unit<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, isa: L) {
-        let num_queries = self.tile.num_rows * self.group();
+        let num_queries = self.tile.num_rows * self.group;
         for i in (0..num_queries).step_by(self.set_len::<L>(0)) {
             self.lay_out(i, self.set_len::<L>(i));
         }
@@ -258,10 +261,6 @@ impl<T: KvElement> Kernel for Unit<'_, T> {
 }
 
 impl<T: KvElement> Unit<'_, T> {
-    fn group(&self) -> usize {
-        self.args.spec.num_heads / self.args.spec.num_kv_heads
-    }
-
     /// Queries of the set that begins with query `i`.
     #[inline(always)]
     fn set_len<L: Lanes>(&self, i: usize) -> usize {
@@ -270,21 +269,32 @@ impl<T: KvElement> Unit<'_, T> {
             tiles if tiles.vectors => 2,
             _ => 1,
         };
-        (self.tile.num_rows * self.group() - i).next_power_of_two().min(largest)
+        (self.tile.num_rows * self.group - i).next_power_of_two().min(largest)
     }
 
-    /// Positions that query `i` sees, or the last one for places after it.
+    /// Positions that the queries of `row` of the tile see, or of the last row for those after it.
     #[inline(always)]
-    fn visible(&self, i: usize) -> Range<usize> {
-        let row = (i / self.group()).min(self.tile.num_rows - 1);
+    fn visible(&self, row: usize) -> Range<usize> {
+        let row = row.min(self.tile.num_rows - 1);
         let end = self.tile.context_len + 1 - self.tile.num_rows + row;
-        let window = self.args.spec.window.map_or(end, |window| window as usize);
-        end.saturating_sub(window)..end
+        let start = match self.args.spec.window {
+            Some(window) => end.saturating_sub(window as usize),
+            None => 0,
+        };
+        start..end
+    }
+
+    /// Those in the chunk that begins at position `first`.
+    #[inline(always)]
+    fn seen(&self, row: usize, first: usize) -> Seen {
+        let Range { start, end } = self.visible(row);
+        let (from, to) = (start.saturating_sub(first), end.saturating_sub(first));
+        Seen { from: from.min(CHUNK_TOKENS), to: to.min(CHUNK_TOKENS) }
     }
 
     /// Gathers the set of `len` queries that begins with query `i`.
     fn lay_out(&mut self, i: usize, len: usize) {
-        let (spec, group) = (self.args.spec, self.group());
+        let (spec, group) = (self.args.spec, self.group);
         let set = &mut self.queries[i * spec.head_dim..][..len * spec.head_dim];
         for place in 0..len {
             let query = (i + place).min(self.tile.num_rows * group - 1);
@@ -298,26 +308,35 @@ impl<T: KvElement> Unit<'_, T> {
 
     /// The strips of the chunk that begins at position `first`; those past the context are the last one again.
     fn strips(&self, first: usize) -> [*const T; CHUNK_STRIPS] {
-        std::array::from_fn(|strip| {
+        let mut strips = [std::ptr::null(); CHUNK_STRIPS];
+        for (strip, address) in strips.iter_mut().enumerate() {
             let position = (first + strip * STRIP_TOKENS).min(self.tile.context_len - 1);
             let BlockId(block) = self.table[position / self.layout.block_tokens];
             let offset = position % self.layout.block_tokens;
             let at = self.layout.strip(self.args.layer, block as usize, self.kv_head, offset);
             // SAFETY: `strip` lies within the cache.
-            unsafe { self.blocks.0.add(at) }
-        })
+            *address = unsafe { self.blocks.0.add(at) };
+        }
+        strips
     }
 
     /// Takes the set of `Q` queries that begins with query `i` through a chunk.
     #[inline(always)]
     fn walk<L: Lanes, const Q: usize>(&mut self, isa: L, i: usize, chunk: &Chunk<T>) {
         // Positions of the chunk that each query sees.
-        let seen: [Seen; Q] = std::array::from_fn(|place| {
-            let visible = self.visible(i + place);
-            let within = |position: usize| position.saturating_sub(chunk.first).min(CHUNK_TOKENS);
-            Seen { from: within(visible.start), to: within(visible.end) }
-        });
-        if seen.iter().all(|seen| seen.is_empty()) {
+        let mut seen = [Seen { from: 0, to: 0 }; Q];
+        let mut sees_any = false;
+        // Counted on: a division for each query would show.
+        let (mut row, mut head) = (i / self.group, i % self.group);
+        for seen in &mut seen {
+            *seen = self.seen(row, chunk.first);
+            sees_any |= !seen.is_empty();
+            head += 1;
+            if head == self.group {
+                (row, head) = (row + 1, 0);
+            }
+        }
+        if !sees_any {
             return;
         }
         // Queries ascend by row, so the last one sees furthest.
@@ -381,11 +400,15 @@ impl<T: KvElement> Unit<'_, T> {
             }
         }
         if let Some(max_exponent) = self.args.spec.alibi {
-            let lanes = isa.read(&std::array::from_fn::<f32, LANES, _>(|lane| lane as f32), 0);
+            let mut lanes = [0.0; LANES];
+            for (lane, number) in lanes.iter_mut().enumerate() {
+                *number = lane as f32;
+            }
+            let lanes = isa.read(&lanes, 0);
             for (place, scores) in scores.iter_mut().enumerate() {
-                let head = self.kv_head * self.group() + (i + place) % self.group();
+                let (row, head) = ((i + place) / self.group, self.kv_head * self.group + (i + place) % self.group);
                 let slope = isa.splat(alibi_slope(head, self.args.spec.num_heads, max_exponent));
-                let own_position = self.visible(i + place).end - 1;
+                let own_position = self.visible(row).end - 1;
                 for at in (0..CHUNK_TOKENS).step_by(LANES) {
                     let ahead = isa.splat((first_position + at) as f32 - own_position as f32);
                     let v = isa.fma(slope, isa.add(ahead, lanes), isa.read(scores, at));
@@ -483,7 +506,10 @@ impl<T: KvElement> Unit<'_, T> {
         let padded_dim = head_dim.next_multiple_of(LANES);
         let mut d = 0;
         while d < padded_dim {
-            let values = strips.map(|strip| strip.wrapping_add(self.layout.keys_len() + d * T::PAIRED));
+            let mut values = *strips;
+            for values in &mut values {
+                *values = values.wrapping_add(self.layout.keys_len() + d * T::PAIRED);
+            }
             let mixed = &mut self.mixed[i * padded_dim + d..];
             let strides = (head_dim, padded_dim);
             // SAFETY: strips are whole; a vector may be read past a head's end because the next position, strip or the buffer's slack
@@ -503,7 +529,7 @@ impl<T: KvElement> Unit<'_, T> {
     /// Divides and hands out query `i`.
     #[inline(always)]
     fn finish<L: Lanes>(&mut self, isa: L, i: usize) {
-        let (spec, group) = (self.args.spec, self.group());
+        let (spec, group) = (self.args.spec, self.group);
         let padded_dim = spec.head_dim.next_multiple_of(LANES);
         let mixed = &self.mixed[i * padded_dim..][..padded_dim];
         let (row, head) = (self.tile.first_row + i / group, self.kv_head * group + i % group);

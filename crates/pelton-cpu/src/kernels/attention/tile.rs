@@ -1,4 +1,7 @@
 //! Register tiles of attention: some queries against strips of positions, and some queries' mixtures of values.
+//!
+//! Loops instead of closures, also where an array is filled: what the compiler does not inline it compiles without the instruction set
+//! (`array::map` and `array::from_fn` once made attention three times slower).
 
 use std::ops::Range;
 
@@ -31,12 +34,15 @@ pub(super) unsafe fn score_strips<L: Lanes, T: KvElement, const Q: usize, const 
     let values = head_dim.next_multiple_of(2) * STRIP_TOKENS;
     for d in (0..head_dim).step_by(2) {
         let at = d * STRIP_TOKENS;
-        for ahead in ahead {
-            isa.prefetch(ahead.wrapping_add(at).cast());
-            isa.prefetch(ahead.wrapping_add(values + at).cast());
+        for s in 0..S {
+            isa.prefetch(ahead[s].wrapping_add(at).cast());
+            isa.prefetch(ahead[s].wrapping_add(values + at).cast());
         }
-        // SAFETY: a strip has keys for an even number of dimensions.
-        let keys = strips.map(|strip| unsafe { T::load_pair(isa, strip.add(at), STRIP_TOKENS) });
+        let mut keys = [(isa.splat(0.0), isa.splat(0.0)); S];
+        for s in 0..S {
+            // SAFETY: a strip has keys for an even number of dimensions.
+            keys[s] = unsafe { T::load_pair(isa, strips[s].add(at), STRIP_TOKENS) };
+        }
         for i in 0..Q {
             // SAFETY: `d < head_dim`.
             let q = isa.splat(unsafe { *queries.add(d * Q + i) });
@@ -68,7 +74,7 @@ pub(super) unsafe fn score_strips<L: Lanes, T: KvElement, const Q: usize, const 
 /// to the next's.
 ///
 /// # Safety
-/// `values` covers `positions` and, of each strip, a further `16 * V` elements after those of the last position are readable.
+/// `positions` lie in a chunk; `values` covers them and, of each strip, a further `16 * V` elements after those of the last position are readable.
 #[inline(always)]
 pub(super) unsafe fn mix_strips<L: Lanes, T: KvElement, const Q: usize, const V: usize>(
     isa: L,
@@ -87,51 +93,37 @@ pub(super) unsafe fn mix_strips<L: Lanes, T: KvElement, const Q: usize, const V:
             sums[i][v] = isa.mul(before, isa.splat(corrections[i]));
         }
     }
-    let weights = weights[..Q].as_ptr();
-    // Values of the pair of positions that `position` is the first of.
-    let pair = |position: usize| {
-        let strip = values[position / STRIP_TOKENS];
-        let at = position % STRIP_TOKENS * head_dim;
-        // SAFETY: the caller's promise for these positions.
-        std::array::from_fn::<_, V, _>(|v| unsafe {
-            T::load_pair(isa, strip.add(at + v * LANES * T::PAIRED), head_dim)
-        })
-    };
-    // SAFETY: `position` is below the chunk's end, `i` below `Q`.
-    let weight = |i: usize, position: usize| isa.splat(unsafe { *weights.add(i).cast::<f32>().add(position) });
+    let weights = &weights[..Q];
     let mut position = positions.start;
-    if position % 2 == 1 && position < positions.end {
-        let pair = pair(position - 1);
-        for i in 0..Q {
-            for v in 0..V {
-                sums[i][v] = isa.fma(weight(i, position), pair[v].1, sums[i][v]);
+    while position < positions.end {
+        // The pair of positions that it belongs to, of which the first or the second may lie outside.
+        let first = position & !1;
+        let (has_first, has_second) = (position == first, first + 1 < positions.end);
+        let mut pair = [(isa.splat(0.0), isa.splat(0.0)); V];
+        for v in 0..V {
+            let at = first % STRIP_TOKENS * head_dim + v * LANES * T::PAIRED;
+            // SAFETY: the caller's promise for these positions.
+            pair[v] = unsafe { T::load_pair(isa, values[first / STRIP_TOKENS].add(at), head_dim) };
+        }
+        if has_first {
+            for i in 0..Q {
+                // SAFETY: positions are those of a chunk.
+                let weight = isa.splat(unsafe { *weights.get_unchecked(i).get_unchecked(first) });
+                for v in 0..V {
+                    sums[i][v] = isa.fma(weight, pair[v].0, sums[i][v]);
+                }
             }
         }
-        position += 1;
-    }
-    while position + 1 < positions.end {
-        let pair = pair(position);
-        for i in 0..Q {
-            let weight = weight(i, position);
-            for v in 0..V {
-                sums[i][v] = isa.fma(weight, pair[v].0, sums[i][v]);
+        if has_second {
+            for i in 0..Q {
+                // SAFETY: as above.
+                let weight = isa.splat(unsafe { *weights.get_unchecked(i).get_unchecked(first + 1) });
+                for v in 0..V {
+                    sums[i][v] = isa.fma(weight, pair[v].1, sums[i][v]);
+                }
             }
         }
-        for i in 0..Q {
-            let weight = weight(i, position + 1);
-            for v in 0..V {
-                sums[i][v] = isa.fma(weight, pair[v].1, sums[i][v]);
-            }
-        }
-        position += 2;
-    }
-    if position < positions.end {
-        let pair = pair(position);
-        for i in 0..Q {
-            for v in 0..V {
-                sums[i][v] = isa.fma(weight(i, position), pair[v].0, sums[i][v]);
-            }
-        }
+        position = first + 2;
     }
     for i in 0..Q {
         for v in 0..V {
