@@ -34,5 +34,5 @@ pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
-pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec};
-pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};
+pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec};
+pub use weights::{Checkpoint, CheckpointError, ElementType, QuantConfigError, SafetensorsError, Tensor};

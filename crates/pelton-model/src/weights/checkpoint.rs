@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::spec::TensorSpec;
 use crate::weights::TensorSource;
+use crate::weights::arrange::arrange;
 use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
 
 /// The weights, where they are one file.
@@ -54,6 +55,14 @@ pub enum CheckpointError {
         first: String,
         /// The other.
         second: String,
+    },
+    /// Numbers that no tensor of its kind can hold.
+    #[error("{tensor}: {cause}")]
+    Values {
+        /// Which tensor, or the module it belongs to.
+        tensor: String,
+        /// What is wrong with them.
+        cause: String,
     },
     /// Tensors missing, left over, or of another shape or type than the configuration says.
     #[error("the checkpoint does not fit config.json ({count} wrong): {problems}")]
@@ -178,22 +187,23 @@ impl Checkpoint {
     }
 
     /// Checks the headers against what a model needs: every tensor of `wanted` is there with its shape and a type that can be read, and
-    /// no other is, unless `tolerated` says so.
+    /// no other is, unless `tolerated` says so. `problems` are those found before, told together with the others.
     pub fn check<'a>(
         &self,
         wanted: impl Iterator<Item = &'a TensorSpec>,
         tolerated: impl Fn(&str) -> bool,
+        mut problems: Vec<String>,
     ) -> Result<(), CheckpointError> {
-        let mut problems = Vec::new();
         let mut unread: BTreeMap<&str, &Entry> = self
             .shards
             .iter()
             .flat_map(|shard| shard.entries.iter().map(|(name, entry)| (name.as_str(), entry)))
             .collect();
-        for TensorSpec { name, shape } in wanted {
+        for spec in wanted {
+            let (name, shape) = (&spec.name, spec.stored_shape());
             match unread.remove(name.as_str()) {
                 None => problems.push(format!("{name} is missing, expected {shape:?}")),
-                Some(entry) if entry.shape != *shape => {
+                Some(entry) if entry.shape != shape => {
                     problems.push(format!("{name} has shape {:?}, expected {shape:?}", entry.shape));
                 }
                 Some(Entry { element: ElementType::Float(_), .. }) => {}
@@ -210,18 +220,33 @@ impl Checkpoint {
         Err(CheckpointError::Mismatch { count: problems.len(), problems: listed(&problems, "; ") })
     }
 
-    /// One tensor that [`Checkpoint::check`] has found in order.
+    /// One tensor that [`Checkpoint::check`] has found in order, arranged as the model uses it.
     pub fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
         match self.entry(&wanted.name) {
             Some((shard, entry @ Entry { element: ElementType::Float(dtype), shape, .. }))
-                if *shape == wanted.shape =>
+                if *shape == wanted.stored_shape() =>
             {
-                Ok(Tensor { dtype: *dtype, shape: shape.clone(), bytes: shard.bytes(entry)? })
+                let stored = shard.bytes(entry)?;
+                let bytes = arrange(stored.as_slice(), shape, dtype.size_bytes(), &wanted.stored).map(Bytes::Owned);
+                Ok(Tensor { dtype: *dtype, shape: wanted.shape.clone(), bytes: bytes.unwrap_or(stored) })
             }
             _ => Err(CheckpointError::Mismatch {
                 count: 1,
-                problems: format!("{} is not there as {:?}", wanted.name, wanted.shape),
+                problems: format!("{} is not there as {:?}", wanted.name, wanted.stored_shape()),
             }),
+        }
+    }
+
+    /// Type and shape of a tensor.
+    pub(super) fn stored(&self, name: &str) -> Option<(&ElementType, &[usize])> {
+        self.entry(name).map(|(_, entry)| (&entry.element, entry.shape.as_slice()))
+    }
+
+    /// Bytes of a tensor; none of one that is not there.
+    pub(super) fn bytes(&self, name: &str) -> Result<Bytes, CheckpointError> {
+        match self.entry(name) {
+            Some((shard, entry)) => Ok(shard.bytes(entry)?),
+            None => Ok(Bytes::Memory(&[])),
         }
     }
 
@@ -263,7 +288,10 @@ pub(crate) fn listed(items: &[String], separator: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
+    use crate::spec::Stored;
 
     /// A file of f32 tensors, each filled with its length's low byte.
     fn shard(tensors: &[(&str, &[usize])]) -> &'static [u8] {
@@ -284,7 +312,21 @@ mod tests {
     }
 
     fn wanted(name: &str, shape: &[usize]) -> TensorSpec {
-        TensorSpec { name: name.into(), shape: shape.into() }
+        TensorSpec { name: name.into(), shape: shape.into(), stored: Stored::AsIs }
+    }
+
+    #[test]
+    fn tensors_come_as_the_model_uses_them() {
+        let files = ModelFiles::embedded(&[(SINGLE, shard(&[("a", &[2, 3])]))]);
+        let checkpoint = Checkpoint::open(&files).unwrap();
+        let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
+        checkpoint.check(once(&transposed), |_| false, Vec::new()).unwrap();
+        assert_eq!(checkpoint.tensor(&transposed).unwrap().host().shape(), [3, 2]);
+        let error =
+            checkpoint.check(once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }), |_| false, Vec::new());
+        assert!(error.unwrap_err().to_string().ends_with("a has shape [2, 3], expected [3, 2]"));
+        let rows = TensorSpec { stored: Stored::Rows([1, 0].into()), ..wanted("a", &[2, 3]) };
+        assert_eq!(checkpoint.tensor(&rows).unwrap().host().shape(), [2, 3]);
     }
 
     #[test]
@@ -296,7 +338,7 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[2]), wanted("b", &[3])];
-        checkpoint.check(all.iter(), |_| false).unwrap();
+        checkpoint.check(all.iter(), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.prevailing_dtype(all.iter()), Some(DType::F32));
         assert_eq!(checkpoint.tensor(&all[1]).unwrap().host().shape(), [3]);
         assert!(checkpoint.tensor(&wanted("b", &[2])).is_err());
@@ -313,14 +355,14 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[3, 2]), wanted("b", &[7]), wanted("ids", &[1])];
-        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq")).unwrap_err();
+        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq"), Vec::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the checkpoint does not fit config.json (4 wrong): a has shape [2, 3], expected [3, 2]; b is missing, expected [7]; \
              ids has type I64, expected float32, float16 or bfloat16; extra belongs to no part of the model"
         );
         let many: Vec<TensorSpec> = (0..50).map(|i| wanted(&format!("t{i:02}"), &[1])).collect();
-        let error = checkpoint.check(many.iter(), |_| true).unwrap_err().to_string();
+        let error = checkpoint.check(many.iter(), |_| true, Vec::new()).unwrap_err().to_string();
         assert!(error.contains("(50 wrong)") && error.ends_with("and 42 more") && error.contains("t07"), "{error}");
     }
 

@@ -1,13 +1,17 @@
 //! Weights: which tensors there are, and their bytes; from checkpoint files, or made up.
 
+mod arrange;
 mod checkpoint;
 mod random;
 mod safetensors;
+mod scheme;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{INDEX, Index, SINGLE, listed};
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+pub use scheme::QuantConfigError;
+pub(crate) use scheme::{Quantised, Scheme, scheme_of};
 
 use pelton_backend::{DType, GroupedWeight, IntGroups};
 
@@ -19,7 +23,6 @@ pub(crate) enum Matrix {
     /// In numbers.
     Dense(Tensor),
     /// In integers.
-    #[expect(dead_code, reason = "made by the readers of quantised checkpoints")]
     Grouped(GroupedWeight<'static>),
 }
 
