@@ -36,7 +36,9 @@ pub enum PerplexityError {
         most: usize,
     },
     /// Windows must advance, and may not skip tokens.
-    #[error("stride is {found} tokens, expected 1 to {most}, the context without its prefix and one token to predict from")]
+    #[error(
+        "stride is {found} tokens, expected 1 to {most}, the context without its prefix and one token to predict from"
+    )]
     Stride {
         /// The stride asked for.
         found: usize,
@@ -222,7 +224,8 @@ mod tests {
 
     #[test]
     fn every_token_is_predicted_once_with_enough_before_it() {
-        for (context, stride, prefix) in [(8, 3, &[][..]), (8, 7, &[]), (5, 1, &[]), (8, 8 - 1, &[9]), (9, 4, &[9, 9])] {
+        for (context, stride, prefix) in [(8, 3, &[][..]), (8, 7, &[]), (5, 1, &[]), (8, 8 - 1, &[9]), (9, 4, &[9, 9])]
+        {
             let plan = plan(context, stride, prefix);
             for num_tokens in 2..50 {
                 let mut next = plan.num_unscored();
