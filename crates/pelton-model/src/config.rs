@@ -131,7 +131,8 @@ impl HfConfig {
 
     /// A list of whole numbers within `range`, if there is one.
     pub fn optional_sizes(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<Vec<usize>>, ConfigError> {
-        let expected = || self.refuse(key, &format!("a list of whole numbers from {} to {}", range.start(), range.end()));
+        let expected =
+            || self.refuse(key, &format!("a list of whole numbers from {} to {}", range.start(), range.end()));
         let Some(value) = self.get(key) else { return Ok(None) };
         let items = value.as_array().ok_or_else(expected)?;
         let size = |item: &Value| item.as_u64().and_then(|x| usize::try_from(x).ok()).filter(|x| range.contains(x));

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::spec::TensorSpec;
-use crate::weights::TensorSource;
 use crate::weights::arrange::arrange;
 use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
+use crate::weights::{Codebook, TensorSource};
 
 /// The weights, where they are one file.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -85,15 +85,23 @@ pub struct Checkpoint {
 /// One tensor, its bytes mapped (or held) until it is dropped.
 #[derive(Debug)]
 pub struct Tensor {
-    dtype: DType,
-    shape: Vec<usize>,
-    bytes: Bytes,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Bytes,
 }
 
 impl Tensor {
     /// One that was made in memory. `bytes` must fill the shape.
     pub(super) fn made(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
         Self { dtype, shape, bytes: Bytes::Owned(bytes) }
+    }
+
+    /// A matrix with its numbers rounded to those of `codebook`.
+    pub(crate) fn rounded(&self, codebook: Codebook) -> Self {
+        let host = self.host();
+        let mut values = host.to_f32();
+        codebook.round(&mut values, self.shape.last().copied().unwrap_or(1));
+        Self::made(DType::F32, self.shape.clone(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     /// The numbers, borrowed.
@@ -168,9 +176,9 @@ impl Checkpoint {
         Ok(Self { shards, places })
     }
 
-    /// Whether there is a tensor of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+    /// Whether there is a tensor whose name begins so.
+    pub fn has_any(&self, beginning: &str) -> bool {
+        self.places.range(beginning.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(beginning))
     }
 
     /// The type in which most numbers of `tensors` are stored; `None` when there are none.
@@ -322,8 +330,11 @@ mod tests {
         let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
         checkpoint.check(once(&transposed), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.tensor(&transposed).unwrap().host().shape(), [3, 2]);
-        let error =
-            checkpoint.check(once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }), |_| false, Vec::new());
+        let error = checkpoint.check(
+            once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }),
+            |_| false,
+            Vec::new(),
+        );
         assert!(error.unwrap_err().to_string().ends_with("a has shape [2, 3], expected [3, 2]"));
         let rows = TensorSpec { stored: Stored::Rows([1, 0].into()), ..wanted("a", &[2, 3]) };
         assert_eq!(checkpoint.tensor(&rows).unwrap().host().shape(), [2, 3]);

@@ -2,12 +2,14 @@
 
 mod arrange;
 mod checkpoint;
+mod codebook;
 mod random;
 mod safetensors;
 mod scheme;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{INDEX, Index, SINGLE, listed};
+pub(crate) use codebook::Codebook;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
 pub use scheme::QuantConfigError;

@@ -84,7 +84,8 @@ fn codebook(module: &Module<'_>) -> Result<Codebook, Problem> {
     module.typed(state, &[ElementType::U8])?;
     let name = module.tensor_name(state);
     let json = module.bytes(state)?;
-    let stated: State = serde_json::from_slice(json.as_slice()).map_err(|error| format!("{name} is broken: {error}"))?;
+    let stated: State =
+        serde_json::from_slice(json.as_slice()).map_err(|error| format!("{name} is broken: {error}"))?;
     let within = |what: &str, block: usize| match block {
         1..=MAX_BLOCK => Ok(block),
         _ => Err(format!("{name} has a {what} of {block}, expected 1 to {MAX_BLOCK}")),
@@ -133,7 +134,8 @@ impl Spelling for Codebook {
         let scales = match self.nested {
             None => module.floats("weight.absmax")?,
             Some(Nested { block, offset }) => {
-                let (scales, numbers) = (module.floats("weight.nested_absmax")?, module.floats("weight.nested_quant_map")?);
+                let (scales, numbers) =
+                    (module.floats("weight.nested_absmax")?, module.floats("weight.nested_quant_map")?);
                 let codes = module.bytes("weight.absmax")?;
                 let decoded = codes.as_slice().iter().enumerate();
                 decoded.map(|(index, &code)| numbers[usize::from(code)] * scales[index / block] + offset).collect()

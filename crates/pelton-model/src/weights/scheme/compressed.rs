@@ -105,7 +105,9 @@ impl Compressed {
             };
             if stated != module.shape.map(|dim| dim as u64) {
                 let expected = module.shape;
-                return Err(format!("{} is {stated:?}, expected {expected:?}", module.tensor_name("weight_shape")).into());
+                return Err(
+                    format!("{} is {stated:?}, expected {expected:?}", module.tensor_name("weight_shape")).into()
+                );
             }
         }
         Ok(match module.find("weight_packed") {

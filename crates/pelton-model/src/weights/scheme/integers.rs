@@ -52,7 +52,8 @@ impl Cut {
                 group_of[feature] as i32
             )));
         }
-        let as_they_come = group_of.iter().enumerate().all(|(feature, &group)| feature / self.features == group as usize);
+        let as_they_come =
+            group_of.iter().enumerate().all(|(feature, &group)| feature / self.features == group as usize);
         self.group_of = (!as_they_come).then_some(group_of);
         Ok(self)
     }

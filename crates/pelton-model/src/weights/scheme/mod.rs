@@ -7,7 +7,7 @@
 mod awq;
 mod bitsandbytes;
 mod compressed;
-mod fp8;
+pub(super) mod fp8;
 mod gptq;
 mod integers;
 mod quant_config;
@@ -18,7 +18,8 @@ use std::fmt;
 
 use pelton_backend::{DType, IntGroups};
 
-pub(crate) use quant_config::{QuantConfigError, scheme_of};
+pub use quant_config::QuantConfigError;
+pub(crate) use quant_config::scheme_of;
 
 use crate::spec::{Stored, TensorSpec};
 use crate::weights::arrange::arrange;
@@ -255,6 +256,11 @@ impl Quantised {
         Ok(Self { checkpoint, modules })
     }
 
+    /// How many matrices are quantised in a way that no kernel computes in, and become numbers.
+    pub(crate) fn num_decoded(&self) -> usize {
+        self.modules.values().filter(|spelling| spelling.integers().is_none()).count()
+    }
+
     fn spelling(&self, wanted: &TensorSpec) -> Option<&dyn Spelling> {
         let (name, _) = module_of(wanted)?;
         self.modules.get(name).map(AsRef::as_ref)
@@ -284,7 +290,8 @@ impl TensorSource for Quantised {
                 Matrix::Grouped(weight.with_rows(rows).map_err(|error| module.refuse("weight", error))?)
             }
             Matrix::Dense(Tensor { dtype, shape, bytes }) => {
-                let bytes = arrange(bytes.as_slice(), &shape, dtype.size_bytes(), &wanted.stored).map_or(bytes, Bytes::Owned);
+                let bytes =
+                    arrange(bytes.as_slice(), &shape, dtype.size_bytes(), &wanted.stored).map_or(bytes, Bytes::Owned);
                 Matrix::Dense(Tensor { dtype, shape, bytes })
             }
         })

@@ -2,11 +2,11 @@
 //!
 //! Looked for in `config.json` (`quantization_config`, `compression_config`), then in `quantize_config.json`, then in `quant_config.json`.
 
+use super::Scheme;
 use super::awq::Awq;
 use super::compressed::Compressed;
 use super::fp8::Fp8;
 use super::gptq::Gptq;
-use super::Scheme;
 use crate::config::{ConfigError, HfConfig};
 use crate::files::{FilesError, ModelFiles};
 
@@ -102,7 +102,10 @@ fn gptq(config: &HfConfig) -> Result<Scheme, ConfigError> {
         _ => return Err(config.unsupported("bits", &format!("GPTQ is read in 4 and 8 bits; {INSTEAD}"))),
     }
     if config.bool_or("is_marlin_format", false)? {
-        return Err(config.unsupported("is_marlin_format", "the layout of one GPU kernel; take the GPTQ checkpoint it was made from"));
+        return Err(config.unsupported(
+            "is_marlin_format",
+            "the layout of one GPU kernel; take the GPTQ checkpoint it was made from",
+        ));
     }
     for key in ["pack_dtype"] {
         if !matches!(config.optional_text(key)?, None | Some("int32")) {
@@ -114,7 +117,9 @@ fn gptq(config: &HfConfig) -> Result<Scheme, ConfigError> {
         None | Some("gptq") => true,
         Some("gptq_v2") => false,
         Some("marlin" | "marlin_24" | "bitblas") => {
-            return Err(config.unsupported(key, "the layout of one GPU kernel; take the GPTQ checkpoint it was made from"));
+            return Err(
+                config.unsupported(key, "the layout of one GPU kernel; take the GPTQ checkpoint it was made from")
+            );
         }
         Some(_) => return Err(config.unsupported(key, "not known; known are gptq and gptq_v2")),
     };
@@ -201,7 +206,11 @@ fn compressed(config: &HfConfig) -> Result<Option<Scheme>, ConfigError> {
             }
             match weights.optional_text("strategy")? {
                 None | Some("tensor" | "channel" | "group" | "block") => {}
-                Some(_) => return Err(weights.unsupported("strategy", "not known; known are tensor, channel, group and block")),
+                Some(_) => {
+                    return Err(
+                        weights.unsupported("strategy", "not known; known are tensor, channel, group and block")
+                    );
+                }
             }
             group_features = group_features.or(features(&weights, &["group_size"])?);
             blocks = blocks.or(block(&weights, "block_structure")?);
@@ -214,7 +223,9 @@ fn known_format(config: &HfConfig) -> Result<(), ConfigError> {
     const KNOWN: [&str; 6] =
         ["dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision"];
     match config.optional_text("format")? {
-        Some("marlin-24") => Err(config.unsupported("format", "the layout of one GPU kernel; take a pack-quantized checkpoint")),
+        Some("marlin-24") => {
+            Err(config.unsupported("format", "the layout of one GPU kernel; take a pack-quantized checkpoint"))
+        }
         Some(format) if !KNOWN.contains(&format) => {
             Err(config.unsupported("format", &format!("not known; known are {}", KNOWN.join(", "))))
         }
@@ -245,17 +256,47 @@ mod tests {
         };
         let of = |features, block| Scheme::Compressed(Compressed { features, block });
         for (section, scheme) in [
-            (json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "sym": true}), gptq(Some(128), true, true)),
-            (json!({"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}), gptq(None, false, false)),
-            (json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}), Scheme::Awq(Awq { features: Some(128) })),
-            (json!({"w_bit": 4, "q_group_size": 64, "zero_point": true, "version": "GEMM"}), Scheme::Awq(Awq { features: Some(64) })),
-            (json!({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}), Scheme::Fp8(Fp8 { block: Some([128, 128]) })),
-            (json!({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}), Scheme::Fp8(Fp8 { block: None })),
-            (json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8"}), Scheme::Bitsandbytes),
-            (compressed("pack-quantized", json!({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128})), of(Some(128), None)),
-            (compressed("int-quantized", json!({"num_bits": 8, "type": "int", "strategy": "channel", "group_size": null})), of(None, None)),
             (
-                compressed("float-quantized", json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 32]})),
+                json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "sym": true}),
+                gptq(Some(128), true, true),
+            ),
+            (json!({"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}), gptq(None, false, false)),
+            (
+                json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}),
+                Scheme::Awq(Awq { features: Some(128) }),
+            ),
+            (
+                json!({"w_bit": 4, "q_group_size": 64, "zero_point": true, "version": "GEMM"}),
+                Scheme::Awq(Awq { features: Some(64) }),
+            ),
+            (
+                json!({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}),
+                Scheme::Fp8(Fp8 { block: Some([128, 128]) }),
+            ),
+            (json!({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}), Scheme::Fp8(Fp8 { block: None })),
+            (
+                json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "uint8"}),
+                Scheme::Bitsandbytes,
+            ),
+            (
+                compressed(
+                    "pack-quantized",
+                    json!({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}),
+                ),
+                of(Some(128), None),
+            ),
+            (
+                compressed(
+                    "int-quantized",
+                    json!({"num_bits": 8, "type": "int", "strategy": "channel", "group_size": null}),
+                ),
+                of(None, None),
+            ),
+            (
+                compressed(
+                    "float-quantized",
+                    json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 32]}),
+                ),
                 of(None, Some([64, 32])),
             ),
         ] {
@@ -281,7 +322,10 @@ mod tests {
             (json!({"quant_method": "gptq", "bits": 3}), "quantization_config.bits is 3: GPTQ is read in 4 and 8 bits"),
             (json!({"quant_method": "gptq", "bits": 2}), "bits is 2"),
             (json!({"quant_method": "gptq", "bits": "4"}), "bits is \"4\", expected a whole number"),
-            (json!({"quant_method": "gptq", "bits": 4, "group_size": 0}), "group_size is 0, expected -1 (whole rows) or at least 1"),
+            (
+                json!({"quant_method": "gptq", "bits": 4, "group_size": 0}),
+                "group_size is 0, expected -1 (whole rows) or at least 1",
+            ),
             (json!({"quant_method": "gptq", "bits": 4, "group_size": -7}), "group_size is -7"),
             (json!({"quant_method": "gptq", "bits": 4, "group_size": 1e18}), "group_size is 1e+18"),
             (json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}), "layout of one GPU kernel"),
@@ -297,13 +341,22 @@ mod tests {
             (json!({"quant_method": "awq", "bits": 8}), "AWQ is read in 4 bits"),
             (json!({"quant_method": "awq", "backend": "llm-awq"}), "packed in another order"),
             (json!({"quant_method": "fp8", "fmt": "e5m2"}), "read in e4m3"),
-            (json!({"quant_method": "fp8", "weight_block_size": [128]}), "weight_block_size is [128], expected two numbers"),
+            (
+                json!({"quant_method": "fp8", "weight_block_size": [128]}),
+                "weight_block_size is [128], expected two numbers",
+            ),
             (json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), "weight_block_size is [0,128]"),
-            (json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "int3"}), "nf4 and fp4"),
+            (
+                json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "int3"}),
+                "nf4 and fp4",
+            ),
             (json!({"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": "bfloat16"}), "uint8"),
             (json!({"quant_method": "compressed-tensors", "format": "marlin-24"}), "pack-quantized"),
             (json!({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}), "known are dense"),
-            (json!({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}), "sparse tensors"),
+            (
+                json!({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}),
+                "sparse tensors",
+            ),
             (
                 json!({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}),
                 "rotations of activations",

@@ -1,0 +1,4 @@
+//! Quantised checkpoints: what the inputs of each linear look like, and integers that fit them.
+
+mod factor;
+mod gptq;
