@@ -117,6 +117,21 @@ impl ModelFiles {
         }
     }
 
+    /// Names of the files that end so, in order.
+    pub(crate) fn names_ending(&self, ending: &str) -> Result<Vec<String>, FilesError> {
+        let mut names: Vec<String> = match &self.source {
+            Source::Embedded(files) => files.keys().cloned().collect(),
+            Source::Directory(path) => {
+                let io = |source| FilesError::Io { name: path.display().to_string(), source };
+                let entries = std::fs::read_dir(path).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+                entries.iter().filter_map(|entry| entry.file_name().to_str().map(str::to_owned)).collect()
+            }
+        };
+        names.retain(|name| name.ends_with(ending));
+        names.sort();
+        Ok(names)
+    }
+
     /// Opens a file that is read in pieces; `None` when there is no such file.
     pub(crate) fn open(&self, name: &str) -> Result<Option<Blob>, FilesError> {
         if !is_plain(name) {

@@ -145,10 +145,16 @@ impl Index {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks every header.
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, or else the one safetensors file there is,
+    /// whatever its name (quantisers put theirs into it), and checks every header.
     pub fn open(files: &ModelFiles) -> Result<Self, CheckpointError> {
         if let Some(blob) = files.open(SINGLE)? {
             return Self::of(vec![Shard::open(SINGLE, blob)?]);
+        }
+        if let (None, [name]) = (files.open(INDEX)?, &files.names_ending(".safetensors")?[..])
+            && let Some(blob) = files.open(name)?
+        {
+            return Self::of(vec![Shard::open(name, blob)?]);
         }
         let index = Index::read(files)?;
         let checkpoint = Self::of(open_shards(files, &index.shards()?)?)?;

@@ -11,6 +11,8 @@ pub(super) mod fp8;
 mod gptq;
 mod integers;
 mod quant_config;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
