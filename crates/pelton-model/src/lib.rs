@@ -22,7 +22,7 @@ mod load;
 mod memory;
 mod model;
 pub mod perplexity;
-mod quantize;
+pub mod quantize;
 pub mod rates;
 mod workspace;
 
