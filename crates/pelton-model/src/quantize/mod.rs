@@ -206,6 +206,7 @@ pub fn quantize<B: Backend>(
 /// Whether every matrix can be spelt in `format`.
 fn check_forms(tensors: &DecoderTensors, format: QuantizeFormat) -> Result<(), QuantizeError> {
     let [whole_out, whole_in] = format.whole_words();
+    let group = format.integers().group;
     for part in tensors.linears().flat_map(|linear| &linear.parts) {
         let refuse = |cause: String| Err(QuantizeError::Matrix { tensor: part.name.clone(), cause });
         if part.stored == Stored::Transposed && !matches!(format, QuantizeFormat::Gptq { .. }) {
@@ -215,6 +216,10 @@ fn check_forms(tensors: &DecoderTensors, format: QuantizeFormat) -> Result<(), Q
             if !features.is_multiple_of(whole) {
                 return refuse(format!("it has {features} features going {what}, not a multiple of {whole}"));
             }
+        }
+        let (features, group) = (part.shape[1], group.features(part.shape[1]));
+        if !features.is_multiple_of(group) {
+            return refuse(format!("it has {features} features coming in, no whole number of groups of {group}; try smaller groups"));
         }
     }
     Ok(())
