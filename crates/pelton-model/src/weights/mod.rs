@@ -2,13 +2,18 @@
 
 mod arrange;
 mod checkpoint;
+mod codebook;
 mod random;
 mod safetensors;
+mod scheme;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{INDEX, Index, SINGLE, listed};
+pub(crate) use codebook::Codebook;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+pub use scheme::QuantConfigError;
+pub(crate) use scheme::{Quantised, Scheme, scheme_of};
 
 use pelton_backend::{DType, GroupedWeight, IntGroups};
 
@@ -20,7 +25,6 @@ pub(crate) enum Matrix {
     /// In numbers.
     Dense(Tensor),
     /// In integers.
-    #[expect(dead_code, reason = "made by the readers of quantised checkpoints")]
     Grouped(GroupedWeight<'static>),
 }
 
