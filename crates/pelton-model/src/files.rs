@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Largest text file read whole. Tokenizers of large vocabularies take some 30 MB, indexes of many shards about 10.
@@ -41,7 +42,7 @@ pub enum FilesError {
         /// Which file.
         name: String,
         /// Its reason.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -59,18 +60,31 @@ enum Source {
 
 /// A file that is read in pieces.
 #[derive(Debug)]
-pub(crate) enum Blob {
+pub(crate) enum Blob<'a> {
     /// An open file and its length when it was opened.
     File { file: File, len: u64 },
-    /// Bytes of the program itself.
-    Memory(&'static [u8]),
+    /// Bytes in memory; of a model, those of the program itself.
+    Memory(&'a [u8]),
 }
 
-impl Blob {
+impl Blob<'_> {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Blob::File { len, .. } => *len,
             Blob::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Fills `out` from `offset` on; fails past the end.
+    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        match self {
+            Blob::File { file, .. } => file.read_exact_at(out, offset),
+            Blob::Memory(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
+                let found = rest.and_then(|rest| rest.get(..out.len())).ok_or(ErrorKind::UnexpectedEof)?;
+                out.copy_from_slice(found);
+                Ok(())
+            }
         }
     }
 }
@@ -118,7 +132,7 @@ impl ModelFiles {
     }
 
     /// Opens a file that is read in pieces; `None` when there is no such file.
-    pub(crate) fn open(&self, name: &str) -> Result<Option<Blob>, FilesError> {
+    pub(crate) fn open(&self, name: &str) -> Result<Option<Blob<'static>>, FilesError> {
         if !is_plain(name) {
             return Err(FilesError::Name { name: name.to_owned() });
         }
@@ -130,7 +144,7 @@ impl ModelFiles {
                 // Asked before it is opened: opening a pipe would wait for somebody to write into it.
                 match std::fs::metadata(&path) {
                     Ok(metadata) if metadata.is_file() => {}
-                    Ok(_) => return Err(io(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
+                    Ok(_) => return Err(io(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
                     Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(io(error)),
                 }

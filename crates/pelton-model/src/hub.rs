@@ -11,7 +11,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 
 use crate::files::{ModelFiles, is_plain};
-use crate::weights::{CheckpointError, INDEX, Index, SINGLE};
+use crate::weights::{CheckpointError, FORMATS, FileFormat, Index};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// For the first answer of the hub. Downloads themselves may take as long as they take.
@@ -92,7 +92,7 @@ pub enum HubError {
         cause: String,
     },
     /// The repository holds no weights that can be read.
-    #[error("{what} has no {missing}; only safetensors checkpoints can be served")]
+    #[error("{what} has no {missing}; safetensors and PyTorch checkpoints can be served")]
     NoWeights {
         /// Model and revision.
         what: String,
@@ -121,8 +121,8 @@ pub enum HubError {
 
 /// The directory of a model: `model_id` itself when it is one, else the snapshot of that hub repository, downloaded as far as needed.
 ///
-/// Only what serving reads is fetched: JSON files, chat templates, and the safetensors files that hold the model; not the same
-/// weights in other formats. All files come from one commit. Progress is drawn on standard error when that is a terminal.
+/// Only what serving reads is fetched: JSON files, chat templates, and the weights in one format; not the same weights in others. All
+/// files come from one commit. Progress is drawn on standard error when that is a terminal.
 pub fn fetch(model_id: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if Path::new(model_id).is_dir() {
         return Ok(PathBuf::from(model_id));
@@ -169,14 +169,16 @@ impl Hub<'_> {
         if !has("config.json") {
             return Err(HubError::NoWeights { what: self.what(), missing: "config.json".to_owned() });
         }
-        if has(SINGLE) {
-            files.get(SINGLE)?;
-        } else if has(INDEX) {
-            for shard in shards(&snapshot).map_err(|error| self.failed(&self.what(), error.to_string()))? {
+        let Some(format) = FORMATS.iter().find(|format| has(format.single) || has(format.index)) else {
+            return Err(HubError::NoWeights { what: self.what(), missing: "weights".to_owned() });
+        };
+        if has(format.single) {
+            files.get(format.single)?;
+        } else {
+            files.get(format.index)?;
+            for shard in shards(&snapshot, format).map_err(|error| self.failed(&self.what(), error.to_string()))? {
                 files.get(&shard)?;
             }
-        } else {
-            return Err(HubError::NoWeights { what: self.what(), missing: SINGLE.to_owned() });
         }
         let revision = Repo::with_revision(self.model_id.to_owned(), RepoType::Model, self.revision.to_owned());
         cache.repo(revision).create_ref(&sha).map_err(|error| self.cache_error(&error))?;
@@ -206,11 +208,11 @@ impl Hub<'_> {
         if !has("config.json") {
             return Err(not_cached("config.json"));
         }
-        if !has(SINGLE) {
-            if !has(INDEX) {
-                return Err(not_cached(SINGLE));
-            }
-            let shards = shards(&snapshot).map_err(|error| self.cache_error(&error))?;
+        let Some(format) = FORMATS.iter().find(|format| has(format.single) || has(format.index)) else {
+            return Err(not_cached(FORMATS[0].single));
+        };
+        if !has(format.single) {
+            let shards = shards(&snapshot, format).map_err(|error| self.cache_error(&error))?;
             if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
                 return Err(not_cached(missing));
             }
@@ -266,8 +268,8 @@ impl Hub<'_> {
 }
 
 /// Names of the shards that the snapshot's index lists.
-fn shards(snapshot: &Path) -> Result<Vec<String>, CheckpointError> {
-    let index = Index::read(&ModelFiles::directory(snapshot)?)?;
+fn shards(snapshot: &Path, format: &'static FileFormat) -> Result<Vec<String>, CheckpointError> {
+    let index = Index::read(&ModelFiles::directory(snapshot)?, format)?.ok_or(CheckpointError::NoWeights)?;
     Ok(index.shards()?.into_iter().map(str::to_owned).collect())
 }
 
@@ -291,9 +293,9 @@ impl Downloads<'_> {
     }
 }
 
-/// Whether a file of the repository's root describes the model: configuration, tokenizer, chat template, index of weights.
+/// Whether a file of the repository's root describes the model: configuration, tokenizer, chat template.
 fn is_description(name: &str) -> bool {
-    is_plain(name) && !name.ends_with(".bin.index.json") && (name.ends_with(".json") || name.ends_with(".jinja"))
+    is_plain(name) && !name.ends_with(".index.json") && (name.ends_with(".json") || name.ends_with(".jinja"))
 }
 
 /// `name` or `organisation/name`, in the letters that the hub allows.
@@ -345,10 +347,17 @@ mod tests {
 
     #[test]
     fn only_descriptions_of_the_root_are_fetched() {
-        for name in ["config.json", "tokenizer.json", INDEX, "chat_template.jinja"] {
+        for name in ["config.json", "tokenizer.json", "chat_template.jinja"] {
             assert!(is_description(name), "{name}");
         }
-        for name in ["README.md", "pytorch_model.bin.index.json", "onnx/config.json", "model.safetensors", "x.bin"] {
+        for name in [
+            "README.md",
+            "pytorch_model.bin.index.json",
+            "model.safetensors.index.json",
+            "onnx/config.json",
+            "model.safetensors",
+            "x.bin",
+        ] {
             assert!(!is_description(name), "{name}");
         }
     }

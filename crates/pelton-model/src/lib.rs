@@ -35,4 +35,4 @@ pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{
     Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec, WeightFormats,
 };
-pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};
+pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, SafetensorsError, Tensor};

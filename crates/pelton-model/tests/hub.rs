@@ -248,14 +248,31 @@ fn refusals_say_what_to_do() {
 #[test]
 fn repositories_without_readable_weights_are_refused() {
     for (missing, files) in [
-        ("model.safetensors", &[("config.json", "{}"), ("pytorch_model.bin", "x")][..]),
+        ("weights", &[("config.json", "{}"), ("tf_model.h5", "x")][..]),
         ("config.json", &[("model.safetensors", "x")]),
     ] {
         let hub = Hub::serve(Repository::new(files));
         let cache = tempfile::tempdir().unwrap();
         let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
-        assert!(error.contains(&format!("has no {missing}; only safetensors")), "{error}");
+        assert!(error.contains(&format!("has no {missing}; safetensors and PyTorch")), "{error}");
     }
+}
+
+#[test]
+fn pickles_are_fetched_where_there_is_nothing_better() {
+    let index = r#"{"weight_map": {"a": "pytorch_model-1.bin"}}"#;
+    let files = [
+        ("config.json", "{}"),
+        ("pytorch_model.bin.index.json", index),
+        ("pytorch_model-1.bin", "1"),
+        ("training_args.bin", "x"),
+    ];
+    let hub = Hub::serve(Repository::new(&files));
+    let cache = tempfile::tempdir().unwrap();
+    let folder = fetch(ID, &hub.options(cache.path())).unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "pytorch_model-1.bin", "pytorch_model.bin.index.json"]);
 }
 
 #[test]
@@ -264,7 +281,7 @@ fn a_hostile_hub_cannot_write_outside_the_cache() {
     let index = r#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     let hub = Hub::serve(Repository::sharded(index));
     let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
-    assert!(error.contains("\"../../../../evil.safetensors\" is not the name of a safetensors file"), "{error}");
+    assert!(error.contains("\"../../../../evil.safetensors\" is not the name of a *.safetensors file"), "{error}");
     let hub = Hub::serve(Repository { commit: "../../evil".into(), ..Repository::whole() });
     let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
     assert!(error.contains("its commit is \"../../evil\""), "{error}");

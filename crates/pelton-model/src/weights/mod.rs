@@ -1,11 +1,14 @@
 //! Weights: which tensors there are, and their bytes; from checkpoint files, or made up.
 
 mod checkpoint;
+mod pickle;
 mod random;
 mod safetensors;
+mod shard;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
-pub(crate) use checkpoint::{INDEX, Index, SINGLE};
+pub(crate) use checkpoint::{FORMATS, FileFormat, Index};
+pub use pickle::PickleError;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
 

@@ -1,0 +1,3 @@
+//! Checkpoints in every format, against the same model in safetensors.
+
+mod pickle;
