@@ -33,6 +33,6 @@ pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{
-    Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, TensorSpec, WeightFormats,
+    Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec, WeightFormats,
 };
 pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, SafetensorsError, Tensor};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::iter::once;
+use std::sync::Arc;
 
 use pelton_backend::{Act, DType, WeightFormat};
 
@@ -232,17 +233,38 @@ fn hidden_size(config: &HfConfig) -> Result<usize, ConfigError> {
 pub struct TensorSpec {
     /// Its full name.
     pub name: String,
-    /// Its shape, outermost first.
+    /// Its shape as the model uses it, outermost first.
     pub shape: Vec<usize>,
+    /// How the file's tensor differs from that.
+    pub stored: Stored,
+}
+
+/// How a tensor lies in its file, compared with what the model uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// No difference.
+    AsIs,
+    /// A matrix with rows and columns exchanged, `[in, out]`.
+    Transposed,
+    /// The same rows (numbers, of a bias) in another order: the model's row `i` is the file's row `rows[i]`. A permutation.
+    Rows(Arc<[u32]>),
 }
 
 impl TensorSpec {
     fn weight(module: &str, shape: Vec<usize>) -> Self {
-        Self { name: format!("{module}.weight"), shape }
+        Self { name: format!("{module}.weight"), shape, stored: Stored::AsIs }
     }
 
     fn bias(module: &str, rows: usize) -> Self {
-        Self { name: format!("{module}.bias"), shape: vec![rows] }
+        Self { name: format!("{module}.bias"), shape: vec![rows], stored: Stored::AsIs }
+    }
+
+    /// Its shape in the file.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        match self.stored {
+            Stored::AsIs | Stored::Rows(_) => self.shape.clone(),
+            Stored::Transposed => self.shape.iter().rev().copied().collect(),
+        }
     }
 
     /// Bytes of it kept in `format`; it is a matrix.

@@ -81,10 +81,8 @@ mod tests {
         let part = |i: usize| (layer.qkv.parts[i].name.as_str(), layer.qkv.parts[i].shape.as_slice());
         assert_eq!(part(0), ("model.layers.1.self_attn.q_proj.weight", &[60, 48][..]));
         assert_eq!(part(2), ("model.layers.1.self_attn.v_proj.weight", &[20, 48][..]));
-        assert_eq!(
-            layer.out.bias[0],
-            TensorSpec { name: "model.layers.1.self_attn.o_proj.bias".into(), shape: vec![48] }
-        );
+        assert_eq!(layer.out.bias[0].name, "model.layers.1.self_attn.o_proj.bias");
+        assert_eq!(layer.out.bias[0].shape, [48]);
         assert_eq!(layer.gate_up.parts[1].name, "model.layers.1.mlp.up_proj.weight");
         assert!(layer.gate_up.bias.is_empty());
         assert_eq!(tensors.matrices().count(), 1 + 2 * 7);

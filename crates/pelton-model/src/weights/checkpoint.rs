@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::spec::TensorSpec;
 use crate::weights::TensorSource;
+use crate::weights::arrange::arrange;
 use crate::weights::pickle::{self, PickleError};
 use crate::weights::safetensors::{ElementType, SafetensorsError};
 use crate::weights::shard::{Bytes, Entry, Shard};
@@ -242,10 +243,11 @@ impl Checkpoint {
             .iter()
             .flat_map(|shard| shard.entries.iter().map(|(name, entry)| (name.as_str(), entry)))
             .collect();
-        for TensorSpec { name, shape } in wanted {
+        for spec in wanted {
+            let (name, shape) = (&spec.name, spec.stored_shape());
             match unread.remove(name.as_str()) {
                 None => problems.push(format!("{name} is missing, expected {shape:?}")),
-                Some(entry) if entry.shape != *shape => {
+                Some(entry) if entry.shape != shape => {
                     problems.push(format!("{name} has shape {:?}, expected {shape:?}", entry.shape));
                 }
                 Some(Entry { element: ElementType::Other(found), .. }) => {
@@ -262,17 +264,19 @@ impl Checkpoint {
         Err(CheckpointError::Mismatch { count: problems.len(), problems: listed(&problems, "; ") })
     }
 
-    /// One tensor that [`Checkpoint::check`] has found in order.
+    /// One tensor that [`Checkpoint::check`] has found in order, arranged as the model uses it.
     pub fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
         match self.entry(&wanted.name) {
             Some((shard, entry @ Entry { element: ElementType::Float(dtype), shape, .. }))
-                if *shape == wanted.shape =>
+                if *shape == wanted.stored_shape() =>
             {
-                Ok(Tensor { dtype: *dtype, shape: shape.clone(), bytes: shard.bytes(entry)? })
+                let stored = shard.bytes(entry)?;
+                let bytes = arrange(stored.as_slice(), shape, dtype.size_bytes(), &wanted.stored).map(Bytes::Owned);
+                Ok(Tensor { dtype: *dtype, shape: wanted.shape.clone(), bytes: bytes.unwrap_or(stored) })
             }
             _ => Err(CheckpointError::Mismatch {
                 count: 1,
-                problems: format!("{} is not there as {:?}", wanted.name, wanted.shape),
+                problems: format!("{} is not there as {:?}", wanted.name, wanted.stored_shape()),
             }),
         }
     }
@@ -299,7 +303,10 @@ fn listed(items: &[String], separator: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
+    use crate::spec::Stored;
 
     const INDEX: &str = FORMATS[0].index;
 
@@ -322,7 +329,21 @@ mod tests {
     }
 
     fn wanted(name: &str, shape: &[usize]) -> TensorSpec {
-        TensorSpec { name: name.into(), shape: shape.into() }
+        TensorSpec { name: name.into(), shape: shape.into(), stored: Stored::AsIs }
+    }
+
+    #[test]
+    fn tensors_come_as_the_model_uses_them() {
+        let files = ModelFiles::embedded(&[(SINGLE, shard(&[("a", &[2, 3])]))]);
+        let checkpoint = Checkpoint::open(&files).unwrap();
+        let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
+        checkpoint.check(once(&transposed), |_| false).unwrap();
+        assert_eq!(checkpoint.tensor(&transposed).unwrap().host().shape(), [3, 2]);
+        let error =
+            checkpoint.check(once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }), |_| false);
+        assert!(error.unwrap_err().to_string().ends_with("a has shape [2, 3], expected [3, 2]"));
+        let rows = TensorSpec { stored: Stored::Rows([1, 0].into()), ..wanted("a", &[2, 3]) };
+        assert_eq!(checkpoint.tensor(&rows).unwrap().host().shape(), [2, 3]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Weights: which tensors there are, and their bytes; from checkpoint files, or made up.
 
+mod arrange;
 mod checkpoint;
 mod pickle;
 mod random;

@@ -69,9 +69,10 @@ fn hash(name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Stored;
 
     fn spec(name: &str, shape: &[usize]) -> TensorSpec {
-        TensorSpec { name: name.into(), shape: shape.into() }
+        TensorSpec { name: name.into(), shape: shape.into(), stored: Stored::AsIs }
     }
 
     #[test]
