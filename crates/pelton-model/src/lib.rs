@@ -17,6 +17,7 @@ mod spec;
 mod weights;
 
 mod decoder;
+mod formats;
 mod load;
 mod memory;
 mod model;
@@ -27,12 +28,11 @@ pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
-pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, Quantize, load, load_random};
+pub use formats::{Quantize, WeightFormats};
+pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
-pub use spec::{
-    Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec, WeightFormats,
-};
+pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec};
 pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, SafetensorsError, Tensor};

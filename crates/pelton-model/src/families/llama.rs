@@ -43,7 +43,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::spec::TensorSpec;
 
     fn llama() -> Value {
         json!({

@@ -250,10 +250,10 @@ impl Checkpoint {
                 Some(entry) if entry.shape != shape => {
                     problems.push(format!("{name} has shape {:?}, expected {shape:?}", entry.shape));
                 }
-                Some(Entry { element: ElementType::Other(found), .. }) => {
-                    problems.push(format!("{name} has type {found}, expected float32, float16 or bfloat16"));
+                Some(Entry { element: ElementType::Float(_), .. }) => {}
+                Some(Entry { element, .. }) => {
+                    problems.push(format!("{name} has type {element}, expected float32, float16 or bfloat16"));
                 }
-                Some(_) => {}
             }
         }
         unread.retain(|name, _| !tolerated(name));
@@ -293,7 +293,8 @@ impl TensorSource for Checkpoint {
     }
 }
 
-fn listed(items: &[String], separator: &str) -> String {
+/// The first of `items`, and how many more there are.
+pub(crate) fn listed(items: &[String], separator: &str) -> String {
     let mut text = items[..items.len().min(MAX_LISTED)].join(separator);
     if items.len() > MAX_LISTED {
         text += &format!("{separator}and {} more", items.len() - MAX_LISTED);
@@ -334,7 +335,7 @@ mod tests {
 
     #[test]
     fn tensors_come_as_the_model_uses_them() {
-        let files = ModelFiles::embedded(&[(SINGLE, shard(&[("a", &[2, 3])]))]);
+        let files = ModelFiles::embedded(&[(FORMATS[0].single, shard(&[("a", &[2, 3])]))]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
         checkpoint.check(once(&transposed), |_| false).unwrap();
