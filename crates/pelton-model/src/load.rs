@@ -11,6 +11,7 @@ use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
 use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
 use crate::formats::{MatrixFormats, Quantize};
+use crate::gguf::GgufWeights;
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::shape::Shape;
@@ -202,6 +203,18 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let config = files.read(CONFIG)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
     let (architecture, mut spec) = spec_of(&HfConfig::parse(CONFIG, &config)?)?;
     let limits = check_options(options, &spec)?;
+    if let Some(gguf) = files.gguf() {
+        let dtype = match (options.quantize, options.dtype) {
+            // What is quantised next shall not be rounded before.
+            (Some(Quantize::Integers { .. }), _) => Some(DType::F32),
+            (_, DTypeChoice::Exact(dtype)) => Some(dtype),
+            (_, DTypeChoice::Auto) => None,
+        };
+        let source =
+            GgufWeights::new(gguf, &spec.tensors(), spec.attention.head_dim, dtype).map_err(CheckpointError::from)?;
+        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source) };
+        return plan(architecture, spec, weights, limits, Vec::new(), memory, options);
+    }
     let checkpoint = Checkpoint::open(files)?;
     let mut notes = Vec::new();
     let head = format!("{}.weight", spec.names.head);

@@ -6,6 +6,7 @@ use pelton_backend::{DType, HostTensor};
 use serde::Deserialize;
 
 use crate::files::{FilesError, ModelFiles, is_plain};
+use crate::gguf::GgufError;
 use crate::spec::TensorSpec;
 use crate::weights::TensorSource;
 use crate::weights::arrange::arrange;
@@ -46,6 +47,9 @@ pub enum CheckpointError {
     /// A file is damaged, or holds more than tensors.
     #[error(transparent)]
     Pickle(#[from] PickleError),
+    /// A GGUF file is damaged, or cannot be served.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// Neither one file nor an index.
     #[error("there is none of {}", FORMATS.iter().flat_map(|format| [format.single, format.index]).collect::<Vec<_>>().join(", "))]
     NoWeights,
@@ -106,7 +110,12 @@ pub struct Tensor {
 impl Tensor {
     /// One that was made in memory. `bytes` must fill the shape.
     pub(super) fn made(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { dtype, shape, bytes: Bytes::Owned(bytes) }
+        Self::of(dtype, shape, Bytes::Owned(bytes))
+    }
+
+    /// One of `bytes`, which must fill the shape.
+    pub(crate) fn of(dtype: DType, shape: Vec<usize>, bytes: Bytes) -> Self {
+        Self { dtype, shape, bytes }
     }
 
     /// The numbers, borrowed.

@@ -2,9 +2,9 @@
 
 mod arrange;
 mod checkpoint;
-mod pickle;
+pub(crate) mod pickle;
 mod random;
-mod safetensors;
+pub(crate) mod safetensors;
 mod shard;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
@@ -12,6 +12,7 @@ pub(crate) use checkpoint::{FORMATS, FileFormat, Index, listed};
 pub use pickle::PickleError;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+pub(crate) use shard::{Bytes, span};
 
 use pelton_backend::{DType, GroupedWeight, IntGroups};
 
@@ -23,7 +24,6 @@ pub(crate) enum Matrix {
     /// In numbers.
     Dense(Tensor),
     /// In integers.
-    #[expect(dead_code, reason = "made by the readers of quantised checkpoints")]
     Grouped(GroupedWeight<'static>),
 }
 

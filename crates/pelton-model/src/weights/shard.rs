@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 
 use memmap2::{Mmap, MmapOptions};
 
@@ -60,23 +61,22 @@ impl Shard {
 
     /// The bytes of one of this shard's entries, row-major; borrowed where they lie so in the file.
     pub(crate) fn bytes(&self, entry: &Entry) -> Result<Bytes, FilesError> {
-        let span = self.span(entry)?;
+        let span = span(&self.blob, entry.begin..entry.end)
+            .map_err(|source| FilesError::Io { name: self.name.clone(), source })?;
         Ok(match (&entry.strides, entry.element.size_bytes()) {
             (Some(strides), Some(size)) => Bytes::Owned(gather(span.as_slice(), &entry.shape, strides, size as usize)),
             _ => span,
         })
     }
+}
 
-    /// From an entry's first element to its last.
-    fn span(&self, entry: &Entry) -> Result<Bytes, FilesError> {
-        match &self.blob {
-            Blob::Memory(bytes) => Ok(Bytes::Memory(&bytes[entry.begin as usize..entry.end as usize])),
-            // Zero bytes cannot be mapped.
-            Blob::File { .. } if entry.begin == entry.end => Ok(Bytes::Memory(&[])),
-            Blob::File { file, .. } => map(file, entry.begin, (entry.end - entry.begin) as usize)
-                .map(Bytes::Mapped)
-                .map_err(|source| FilesError::Io { name: self.name.clone(), source }),
-        }
+/// The bytes of `range`, which lies within `blob`.
+pub(crate) fn span(blob: &Blob<'static>, range: Range<u64>) -> std::io::Result<Bytes> {
+    match blob {
+        Blob::Memory(bytes) => Ok(Bytes::Memory(&bytes[range.start as usize..range.end as usize])),
+        // Zero bytes cannot be mapped.
+        Blob::File { .. } if range.is_empty() => Ok(Bytes::Memory(&[])),
+        Blob::File { file, .. } => map(file, range.start, (range.end - range.start) as usize).map(Bytes::Mapped),
     }
 }
 
@@ -93,7 +93,7 @@ fn map(file: &File, offset: u64, len: usize) -> std::io::Result<Mmap> {
 }
 
 /// The elements of `size` bytes that `strides` find in `span`, in row-major order.
-fn gather(span: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
+pub(super) fn gather(span: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
     let num_elements: usize = shape.iter().product();
     let mut gathered = Vec::with_capacity(num_elements * size);
     let mut index = vec![0; shape.len()];

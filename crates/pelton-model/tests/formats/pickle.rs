@@ -1,25 +1,13 @@
 //! A model as PyTorch files.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use pelton_backend::{BlockId, StepBatch, TokenId};
-use pelton_cpu::{CpuBackend, CpuConfig};
-use pelton_model::{KvBudget, LoadError, LoadOptions, Model, ModelFiles, load};
+use pelton_model::{LoadError, LoadOptions, ModelFiles};
 
-fn fixtures() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures"))
-}
+use crate::model::{bits, decoder, fixtures};
 
-/// The bits of the logits after twenty tokens.
 fn logits(folder: &Path) -> Result<Vec<u32>, LoadError> {
-    let backend = CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap();
-    let options = LoadOptions { kv_budget: KvBudget::Tokens(1024), ..LoadOptions::default() };
-    let mut decoder = load(&ModelFiles::directory(folder).unwrap(), backend, &options)?;
-    let tokens: Vec<TokenId> = (0..20).map(TokenId).collect();
-    let mut batch = StepBatch::default();
-    batch.push_span(&tokens, 0, &[BlockId(0), BlockId(1)], 16);
-    batch.logit_rows.push(19);
-    Ok(decoder.forward(&batch).unwrap().iter().map(|value| value.to_bits()).collect())
+    Ok(bits(&mut decoder(&ModelFiles::directory(folder).unwrap(), LoadOptions::default())?))
 }
 
 /// A folder with the files of `names`, each with what it shall be called.

@@ -204,6 +204,23 @@ impl Archive {
     }
 }
 
+/// For the fuzzer: reads an archive and the elements of its tensors.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    for entry in entries("fuzzed.bin", &Blob::Memory(bytes)).unwrap_or_default().into_values() {
+        let span = &bytes[entry.begin as usize..entry.end as usize];
+        if let (Some(strides), Some(size)) = (&entry.strides, entry.element.size_bytes()) {
+            crate::weights::shard::gather(span, &entry.shape, strides, size as usize);
+        }
+    }
+}
+
+/// For the fuzzer: runs a pickle.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_state_dict(bytes: &[u8]) {
+    let _ = machine::state_dict(bytes);
+}
+
 impl ReaderAt for Blob<'_> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let len = self.len().saturating_sub(offset).min(buffer.len() as u64) as usize;
