@@ -77,7 +77,7 @@ impl<'a, B: Backend> Calibrated<'a, B> {
     pub(super) fn load(files: &ModelFiles, backend: B, text: &'a Calibration) -> Result<Self, QuantizeError> {
         let options = LoadOptions {
             dtype: DTypeChoice::Exact(DType::F32),
-            quantize: Some(Quantize::Decoded),
+            quantize: Some(Quantize::Numbers),
             kv_format: KvFormatChoice::Auto,
             block_tokens: BLOCK_TOKENS,
             max_step_rows: text.piece,
