@@ -26,7 +26,7 @@ mod load;
 mod memory;
 mod model;
 pub mod perplexity;
-pub mod quantize;
+//pub mod quantize;
 pub mod rates;
 mod treatment;
 mod workspace;
