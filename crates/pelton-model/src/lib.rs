@@ -7,6 +7,9 @@
 #![deny(unsafe_code)]
 
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hub;
 
 mod config;
@@ -18,11 +21,12 @@ mod weights;
 
 mod decoder;
 mod formats;
+mod gguf;
 mod load;
 mod memory;
 mod model;
 pub mod perplexity;
-mod quantize;
+//pub mod quantize;
 pub mod rates;
 mod treatment;
 mod workspace;
@@ -30,8 +34,9 @@ mod workspace;
 pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
-pub use files::{FilesError, ModelFiles};
+pub use files::{FilesError, GGUF_TOKENIZER, ModelFiles};
 pub use formats::WeightFormats;
+pub use gguf::GgufError;
 pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
@@ -39,4 +44,4 @@ pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec};
 pub use treatment::{Quantize, QuantizeError};
-pub use weights::{Checkpoint, CheckpointError, ElementType, QuantConfigError, SafetensorsError, Tensor};
+pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, QuantConfigError, SafetensorsError, Tensor};

@@ -11,6 +11,7 @@ use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
 use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
 use crate::formats::MatrixFormats;
+use crate::gguf::GgufWeights;
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::shape::Shape;
@@ -223,6 +224,18 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let config = HfConfig::parse(CONFIG, &config)?;
     let (architecture, mut spec) = spec_of(&config)?;
     let limits = check_options(options, &spec)?;
+    if let Some(gguf) = files.gguf() {
+        let dtype = match (options.quantize, options.dtype) {
+            // What is quantised next shall not be rounded before.
+            (Some(quantize), _) if quantize != Quantize::Numbers => Some(DType::F32),
+            (_, DTypeChoice::Exact(dtype)) => Some(dtype),
+            (_, DTypeChoice::Auto) => None,
+        };
+        let source =
+            GgufWeights::new(gguf, &spec.tensors(), spec.attention.head_dim, dtype).map_err(CheckpointError::from)?;
+        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source), scheme: None };
+        return plan(architecture, spec, weights, limits, Vec::new(), memory, options);
+    }
     let scheme = scheme_of(&config, files)?;
     let checkpoint = Checkpoint::open(files)?;
     let mut notes = Vec::new();

@@ -6,15 +6,30 @@ use pelton_backend::{DType, HostTensor};
 use serde::Deserialize;
 
 use crate::files::{FilesError, ModelFiles, is_plain};
+use crate::gguf::GgufError;
 use crate::spec::TensorSpec;
 use crate::weights::arrange::arrange;
-use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
+use crate::weights::pickle::{self, PickleError};
+use crate::weights::safetensors::{ElementType, SafetensorsError};
+use crate::weights::shard::{Bytes, Entry, Shard};
 use crate::weights::{Codebook, TensorSource};
 
-/// The weights, where they are one file.
-pub(crate) const SINGLE: &str = "model.safetensors";
-/// The list of files, where they are several.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// How weight files of a format are called.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FileFormat {
+    /// The weights, where they are one file.
+    pub(crate) single: &'static str,
+    /// The list of files, where they are several.
+    pub(crate) index: &'static str,
+    /// The end of every file's name.
+    pub(crate) ending: &'static str,
+}
+
+/// What is looked for, in this order, as Transformers does.
+pub(crate) const FORMATS: [FileFormat; 2] = [
+    FileFormat { single: "model.safetensors", index: "model.safetensors.index.json", ending: ".safetensors" },
+    FileFormat { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", ending: pickle::ENDING },
+];
 /// Shards stay open while a model is loaded; the largest released models have about 200.
 const MAX_SHARDS: usize = 512;
 /// Problems listed in one message.
@@ -29,18 +44,28 @@ pub enum CheckpointError {
     /// A file is damaged.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
+    /// A file is damaged, or holds more than tensors.
+    #[error(transparent)]
+    Pickle(#[from] PickleError),
+    /// A GGUF file is damaged, or cannot be served.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// Neither one file nor an index.
-    #[error("there is neither {SINGLE} nor {INDEX}")]
+    #[error("there is none of {}", FORMATS.iter().flat_map(|format| [format.single, format.index]).collect::<Vec<_>>().join(", "))]
     NoWeights,
     /// The index cannot be used.
-    #[error("{INDEX} is broken: {cause}")]
+    #[error("{file} is broken: {cause}")]
     Index {
+        /// Which file.
+        file: &'static str,
         /// What is wrong.
         cause: String,
     },
     /// The index names files that are not there.
-    #[error("{INDEX} names files that are not there ({count}): {names}")]
+    #[error("{file} names files that are not there ({count}): {names}")]
     MissingShards {
+        /// The index.
+        file: &'static str,
         /// How many.
         count: usize,
         /// The first of them.
@@ -93,7 +118,12 @@ pub struct Tensor {
 impl Tensor {
     /// One that was made in memory. `bytes` must fill the shape.
     pub(super) fn made(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { dtype, shape, bytes: Bytes::Owned(bytes) }
+        Self::of(dtype, shape, Bytes::Owned(bytes))
+    }
+
+    /// One of `bytes`, which must fill the shape.
+    pub(crate) fn of(dtype: DType, shape: Vec<usize>, bytes: Bytes) -> Self {
+        Self { dtype, shape, bytes }
     }
 
     /// A matrix with its numbers rounded to those of `codebook`.
@@ -111,22 +141,32 @@ impl Tensor {
     }
 }
 
-/// What [`INDEX`] says.
-#[derive(Deserialize)]
+/// What an index says.
+#[derive(Debug)]
 pub(crate) struct Index {
+    format: &'static FileFormat,
     /// Tensor to file.
     weight_map: BTreeMap<String, String>,
 }
 
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
 impl Index {
-    pub(crate) fn read(files: &ModelFiles) -> Result<Self, CheckpointError> {
-        let bytes = files.read(INDEX)?.ok_or(CheckpointError::NoWeights)?;
-        serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Index { cause: error.to_string() })
+    /// The index of `format`; `None` when there is no such file.
+    pub(crate) fn read(files: &ModelFiles, format: &'static FileFormat) -> Result<Option<Self>, CheckpointError> {
+        let Some(bytes) = files.read(format.index)? else { return Ok(None) };
+        let RawIndex { weight_map } = serde_json::from_slice(&bytes)
+            .map_err(|error| CheckpointError::Index { file: format.index, cause: error.to_string() })?;
+        Ok(Some(Self { format, weight_map }))
     }
 
     /// Names of the files, each once: some, not too many, all of them plain.
     pub(crate) fn shards(&self) -> Result<Vec<&str>, CheckpointError> {
-        let broken = |cause: String| Err(CheckpointError::Index { cause });
+        let FileFormat { index, ending, .. } = self.format;
+        let broken = |cause: String| Err(CheckpointError::Index { file: index, cause });
         let mut names: Vec<&str> = self.weight_map.values().map(String::as_str).collect();
         names.sort_unstable();
         names.dedup();
@@ -137,33 +177,54 @@ impl Index {
             return broken(format!("it names {} files, limit is {MAX_SHARDS}", names.len()));
         }
         // An index that names itself, or another index, is no way to a tensor.
-        match names.iter().find(|name| !is_plain(name) || !name.ends_with(".safetensors")) {
-            Some(name) => broken(format!("{name:?} is not the name of a safetensors file")),
+        match names.iter().find(|name| !is_plain(name) || !name.ends_with(ending)) {
+            Some(name) => broken(format!("{name:?} is not the name of a *{ending} file")),
             None => Ok(names),
         }
+    }
+
+    fn open(&self, files: &ModelFiles) -> Result<Checkpoint, CheckpointError> {
+        let file = self.format.index;
+        let mut shards = Vec::new();
+        let mut missing = Vec::new();
+        for name in self.shards()? {
+            match files.open(name)? {
+                Some(blob) => shards.push(Shard::open(name, blob)?),
+                None => missing.push(name.to_owned()),
+            }
+        }
+        if !missing.is_empty() {
+            let names = listed(&missing, ", ");
+            return Err(CheckpointError::MissingShards { file, count: missing.len(), names });
+        }
+        let checkpoint = Checkpoint::of(shards)?;
+        for (tensor, shard) in &self.weight_map {
+            if checkpoint.places.get(tensor).is_none_or(|&index| checkpoint.shards[index].name != *shard) {
+                return Err(CheckpointError::Index { file, cause: format!("tensor {tensor} is not in {shard}") });
+            }
+        }
+        Ok(checkpoint)
     }
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, or else the one safetensors file there is,
-    /// whatever its name (quantisers put theirs into it), and checks every header.
+    /// Opens the weights of the first format there is, one file or the shards that its index names, or else the one safetensors file there
+    /// is, whatever its name (quantisers put theirs into it), and checks every header.
     pub fn open(files: &ModelFiles) -> Result<Self, CheckpointError> {
-        if let Some(blob) = files.open(SINGLE)? {
-            return Self::of(vec![Shard::open(SINGLE, blob)?]);
+        for format in &FORMATS {
+            if let Some(blob) = files.open(format.single)? {
+                return Self::of(vec![Shard::open(format.single, blob)?]);
+            }
+            if let Some(index) = Index::read(files, format)? {
+                return index.open(files);
+            }
         }
-        if let (None, [name]) = (files.open(INDEX)?, &files.names_ending(".safetensors")?[..])
+        if let [name] = &files.names_ending(FORMATS[0].ending)?[..]
             && let Some(blob) = files.open(name)?
         {
             return Self::of(vec![Shard::open(name, blob)?]);
         }
-        let index = Index::read(files)?;
-        let checkpoint = Self::of(open_shards(files, &index.shards()?)?)?;
-        for (tensor, file) in &index.weight_map {
-            if checkpoint.places.get(tensor).is_none_or(|&shard| checkpoint.shards[shard].name != *file) {
-                return Err(CheckpointError::Index { cause: format!("tensor {tensor} is not in {file}") });
-            }
-        }
-        Ok(checkpoint)
+        Err(CheckpointError::NoWeights)
     }
 
     fn of(shards: Vec<Shard>) -> Result<Self, CheckpointError> {
@@ -276,21 +337,6 @@ impl TensorSource for Checkpoint {
     }
 }
 
-fn open_shards(files: &ModelFiles, names: &[&str]) -> Result<Vec<Shard>, CheckpointError> {
-    let mut shards = Vec::with_capacity(names.len());
-    let mut missing = Vec::new();
-    for name in names {
-        match files.open(name)? {
-            Some(blob) => shards.push(Shard::open(name, blob)?),
-            None => missing.push((*name).to_owned()),
-        }
-    }
-    if !missing.is_empty() {
-        return Err(CheckpointError::MissingShards { count: missing.len(), names: listed(&missing, ", ") });
-    }
-    Ok(shards)
-}
-
 /// The first of `items`, and how many more there are.
 pub(crate) fn listed(items: &[String], separator: &str) -> String {
     let mut text = items[..items.len().min(MAX_LISTED)].join(separator);
@@ -306,6 +352,8 @@ mod tests {
 
     use super::*;
     use crate::spec::Stored;
+
+    const INDEX: &str = FORMATS[0].index;
 
     /// A file of f32 tensors, each filled with its length's low byte.
     fn shard(tensors: &[(&str, &[usize])]) -> &'static [u8] {
@@ -331,7 +379,7 @@ mod tests {
 
     #[test]
     fn tensors_come_as_the_model_uses_them() {
-        let files = ModelFiles::embedded(&[(SINGLE, shard(&[("a", &[2, 3])]))]);
+        let files = ModelFiles::embedded(&[(FORMATS[0].single, shard(&[("a", &[2, 3])]))]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
         checkpoint.check(once(&transposed), |_| false, Vec::new()).unwrap();
@@ -387,12 +435,15 @@ mod tests {
     fn broken_indexes_are_refused() {
         let open =
             |files: &[(&str, &'static [u8])]| Checkpoint::open(&ModelFiles::embedded(files)).unwrap_err().to_string();
-        assert_eq!(open(&[]), format!("there is neither {SINGLE} nor {INDEX}"));
+        assert_eq!(
+            open(&[]),
+            "there is none of model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json"
+        );
         assert!(open(&[(INDEX, b"{}")]).contains("weight_map"));
         assert!(open(&[(INDEX, b"\xff")]).contains("is broken"));
         assert!(open(&[(INDEX, index(serde_json::json!({})))]).contains("is empty"));
         assert!(
-            open(&[(INDEX, index(serde_json::json!({"a": INDEX})))]).contains("not the name of a safetensors file")
+            open(&[(INDEX, index(serde_json::json!({"a": INDEX})))]).contains("not the name of a *.safetensors file")
         );
         assert!(open(&[(INDEX, index(serde_json::json!({"a": "../x.safetensors"})))]).contains("not the name"));
         let missing = index(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors", "c": "3.safetensors"}));

@@ -15,6 +15,11 @@ pub struct ComputeArgs {
     /// Instruction set to compute with; narrower than the machine's for tests and bug reports.
     #[arg(long, env = "PELTON_ISA", value_enum, default_value_t = IsaArg::Auto)]
     pub isa: IsaArg,
+
+    /// Bind each thread that helps computing to a processor of its own; the one that hands out work stays free to move. Steadies machines
+    /// that do nothing else. Where other processes compute too, a bound thread waits for its processor while another is free.
+    #[arg(long, env = "PELTON_PIN_THREADS", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub pin_threads: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -65,7 +70,7 @@ impl PrecisionArgs {
 
 impl ComputeArgs {
     pub fn config(self) -> CpuConfig {
-        CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: false }
+        CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: self.pin_threads }
     }
 }
 

@@ -26,7 +26,8 @@ pub(crate) use quant_config::scheme_of;
 use crate::spec::{Stored, TensorSpec};
 use crate::weights::arrange::arrange;
 use crate::weights::checkpoint::{Checkpoint, CheckpointError, Tensor};
-use crate::weights::safetensors::{Bytes, ElementType};
+use crate::weights::safetensors::ElementType;
+use crate::weights::shard::Bytes;
 use crate::weights::{Matrix, TensorSource};
 
 /// The scheme of a checkpoint, with what only its configuration says.
