@@ -29,8 +29,8 @@ const MODELS: [(&str, &str); 10] = [
 /// Half a unit in the last place of a float32 next to one.
 const ROUNDING: f32 = 1.0 / (1 << 24) as f32;
 
-/// How far float32 may be from Transformers, relative to the largest logit: as in the golden tests, sums of up to 128 products and angles of up to 24 positions, over two blocks and
-/// the head.
+/// How far float32 may be from Transformers, relative to the largest logit: as in the golden tests, sums of up to 128 products and angles
+/// of up to 24 positions, over two blocks and the head.
 const TOLERANCE: f32 = ROUNDING * 3.0 * (6.0 * 11.3 + 4.0 * 24.0 * 0.32);
 
 fn root() -> PathBuf {
