@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvFormat, KvSpec, RmsNorm, RopeSpec, StepBatch,
+    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvFormat, KvSpec, Norm, RopeSpec, StepBatch,
     TokenId, WeightFormat,
 };
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
@@ -54,7 +54,7 @@ struct Decoder {
     output: <CpuBackend as Backend>::Linear,
     gate_up: <CpuBackend as Backend>::Linear,
     down: <CpuBackend as Backend>::Linear,
-    norm: RmsNorm<<CpuBackend as Backend>::Param>,
+    norm: Norm<<CpuBackend as Backend>::Param>,
     angles: <CpuBackend as Backend>::Param,
     kv: <CpuBackend as Backend>::KvCache,
     step: <CpuBackend as Backend>::Step,
@@ -76,7 +76,7 @@ impl Decoder {
         let (gate_up, down) = (linear(2 * INNER, HIDDEN), linear(HIDDEN, INNER));
         let param = |values: &[f32]| backend.param(&HostTensor::from_f32(vec![values.len()], values)).unwrap();
         let qkv_bias = param(&numbers(QKV));
-        let norm = RmsNorm { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
+        let norm = Norm::Rms { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
         let angles = param(&numbers(512 * HEAD_DIM));
         let kv_format = match format {
             WeightFormat::Dense(dtype) => dtype.into(),
