@@ -316,6 +316,23 @@ impl<'a> GroupedWeight<'a> {
         Ok(self)
     }
 
+    /// The same with row `i` taken from row `rows[i]`. Fails unless `rows` is a permutation.
+    pub fn with_rows(self, rows: &[u32]) -> Result<Self, BackendError> {
+        let mut missing = vec![true; self.out_features];
+        let known = |row: &&u32| missing.get_mut(**row as usize).is_some_and(std::mem::take);
+        if rows.len() != self.out_features || rows.iter().filter(known).count() != rows.len() {
+            let (expected, found) = (format!("a permutation of {} rows", self.out_features), vec![rows.len()]);
+            return Err(BackendError::Shape { what: "the row order of a grouped weight", expected, found });
+        }
+        let num_groups = self.format.num_groups(self.in_features);
+        Ok(Self {
+            codes: taken(&self.codes, self.in_features, rows).into(),
+            scales: taken(&self.scales, num_groups, rows).into(),
+            zeros: self.zeros.as_deref().map(|zeros| taken(zeros, num_groups, rows).into()),
+            ..self
+        })
+    }
+
     /// How it is cut.
     pub fn format(&self) -> IntGroups {
         self.format
@@ -353,6 +370,21 @@ impl<'a> GroupedWeight<'a> {
             },
         }
     }
+
+    /// Fills `out`, `[in]`, with the numbers of one output feature, input features as they come; each rounded to f32 once, which scales
+    /// of half precision make exact.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        let features = self.format.group.features(self.in_features);
+        for (place, value) in self.row(row).values(features).enumerate() {
+            let feature = self.order.as_ref().map_or(place, |order| order[place] as usize);
+            out[feature] = value as f32;
+        }
+    }
+}
+
+/// Rows of `values`, `[rows, columns]`, in another order.
+fn taken<T: Copy>(values: &[T], columns: usize, rows: &[u32]) -> Vec<T> {
+    rows.iter().flat_map(|&row| &values[row as usize * columns..][..columns]).copied().collect()
 }
 
 #[cfg(test)]
@@ -482,5 +514,30 @@ mod tests {
         let error = weight().unwrap().with_group_index(&[0; 40]).unwrap_err().to_string();
         assert!(error.contains("input feature 32 into group 0") && error.contains("in 1"), "{error}");
         assert!(weight().unwrap().with_group_index(&[0; 39]).is_err());
+    }
+
+    #[test]
+    fn rows_are_read_in_the_order_asked_for() {
+        let format = IntGroups { zeros: true, ..IntGroups::INT4 };
+        let codes: Vec<u8> = (0..120u8).map(|i| i % 16).collect();
+        let scales = vec![0.5, 2.0, 1.0, 0.25, 4.0, 8.0];
+        let weight = GroupedWeight::new(format, [3, 40], codes, scales, Some(vec![0, 1, 2, 3, 4, 16].into())).unwrap();
+        let index: Vec<u32> = (0..40).map(|k| u32::from(k < 8)).collect();
+        let weight = weight.with_group_index(&index).unwrap();
+        let read = |weight: &GroupedWeight<'_>, row| {
+            let mut out = vec![0.0; 40];
+            weight.read_row(row, &mut out);
+            out
+        };
+        // Feature 3 of row 1 is in the second group, feature 30 in the first.
+        assert_eq!(read(&weight, 1)[3], (11.0 - 3.0) * 0.25);
+        assert_eq!(read(&weight, 1)[30], (6.0 - 2.0) * 1.0);
+        let moved = weight.clone().with_rows(&[2, 0, 1]).unwrap();
+        for (row, from) in [(0, 2), (1, 0), (2, 1)] {
+            assert_eq!(read(&moved, row), read(&weight, from));
+        }
+        for rows in [&[0, 1][..], &[0, 1, 1], &[0, 1, 3], &[0, 1, 2, 2]] {
+            assert!(weight.clone().with_rows(rows).is_err(), "{rows:?}");
+        }
     }
 }

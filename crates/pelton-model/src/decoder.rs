@@ -5,9 +5,9 @@ use pelton_backend::{
     StepBatch, TokenId,
 };
 
+use crate::formats::WeightFormats;
 use crate::memory::MemoryPlan;
 use crate::model::{Logits, Model, ModelError, ModelSpec};
-use crate::spec::WeightFormats;
 use crate::workspace::Workspace;
 
 /// A loaded model with its KV cache and all buffers of a step.

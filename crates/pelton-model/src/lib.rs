@@ -3,7 +3,7 @@
 //! Reading order: [`files`](ModelFiles) says where a model lies, [`hub`] brings it there; [`config`](HfConfig) reads what it is,
 //! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, [`load`] joins them with a backend into a
 //! [`Decoder`], and [`Model`] is the decoder's face with the backend erased. [`Shape`] and [`load_random`] make models without files, [`rates`]
-//! measures how fast a model computes. This crate knows no instruction set and no request.
+//! measures how fast a model computes, [`perplexity`] how well it predicts. This crate knows no instruction set and no request.
 #![deny(unsafe_code)]
 
 mod files;
@@ -17,9 +17,11 @@ mod spec;
 mod weights;
 
 mod decoder;
+mod formats;
 mod load;
 mod memory;
 mod model;
+pub mod perplexity;
 pub mod rates;
 mod workspace;
 
@@ -27,12 +29,11 @@ pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
 pub use files::{FilesError, ModelFiles};
-pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, Quantize, load, load_random};
+pub use formats::{Quantize, WeightFormats};
+pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
-pub use spec::{
-    Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec, WeightFormats,
-};
+pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec};
 pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};

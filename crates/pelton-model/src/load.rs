@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{
-    AttendSpec, Backend, BackendError, DType, DenseWeight, HostTensor, IntGroups, KvFormat, KvSpec, MemoryReport,
+    AttendSpec, Backend, BackendError, DType, DenseWeight, GroupedWeight, HostTensor, KvFormat, KvSpec, MemoryReport,
     RmsNorm, RopeSpec, WeightFormat,
 };
 
@@ -10,11 +10,12 @@ use crate::config::{ConfigError, HfConfig};
 use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
 use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
+use crate::formats::{MatrixFormats, Quantize};
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::shape::Shape;
-use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec, WeightFormats};
-use crate::weights::{Checkpoint, CheckpointError, RandomWeights, Tensor, TensorSource};
+use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
+use crate::weights::{Checkpoint, CheckpointError, Matrix, RandomWeights, Tensor, TensorSource, listed};
 use crate::workspace::Workspace;
 
 const CONFIG: &str = "config.json";
@@ -49,29 +50,13 @@ pub enum LoadError {
     Backend(#[from] BackendError),
 }
 
-/// Precision of the packed matrices.
+/// Precision of the matrices that are kept in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DTypeChoice {
     /// That of most numbers in the checkpoint.
     Auto,
     /// This one; a checkpoint in another is rounded to nearest even.
     Exact(DType),
-}
-
-/// How to quantise matrices while they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quantize {
-    /// Matrices of layers.
-    pub layers: IntGroups,
-    /// The embedding and the head.
-    pub vocab: IntGroups,
-}
-
-impl Quantize {
-    /// Eight bits everywhere.
-    pub const INT8: Self = Self { layers: IntGroups::INT8, vocab: IntGroups::INT8 };
-    /// Four bits in layers, eight where tokens come in and logits go out.
-    pub const INT4: Self = Self { layers: IntGroups::INT4, vocab: IntGroups::INT8 };
 }
 
 /// How keys and values are kept.
@@ -86,9 +71,9 @@ pub enum KvFormatChoice {
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
-    /// Precision of the matrices.
+    /// Precision of the matrices that are kept in numbers.
     pub dtype: DTypeChoice,
-    /// Whether to quantise the matrices, from whatever precision they have.
+    /// How to quantise the matrices; `None`: those that arrive in integers stay so, all others are numbers.
     pub quantize: Option<Quantize>,
     /// How keys and values are kept.
     pub kv_format: KvFormatChoice,
@@ -149,7 +134,7 @@ pub fn load_random<B: Backend>(
 
 /// Packs the weights of `prepared` into `backend`.
 fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, source, limits, plan, info } = prepared;
+    let Prepared { spec, tensors, source, formats, limits, plan, info } = prepared;
     let attention = &spec.attention;
     let table_shape = vec![limits.max_positions, attention.rope.rotary_dim];
     let rope_table = HostTensor::new(DType::F32, table_shape, attention.rope.table(limits.max_positions))?;
@@ -157,8 +142,7 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader =
-        Loader { backend: &backend, source: source.as_ref(), format: plan.format, norm_eps: spec.norm_eps, bar };
+    let loader = Loader { backend: &backend, source: source.as_ref(), formats: &formats, norm_eps: spec.norm_eps, bar };
     // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.vocab(&tensors.embed)?;
     let head = tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?;
@@ -202,6 +186,7 @@ struct Prepared {
     spec: DecoderSpec,
     tensors: DecoderTensors,
     source: Box<dyn TensorSource>,
+    formats: MatrixFormats,
     limits: StepLimits,
     plan: MemoryPlan,
     info: DecoderInfo,
@@ -237,16 +222,23 @@ fn plan(
     spec: DecoderSpec,
     weights: Weights,
     limits: StepLimits,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
     memory: MemoryReport,
     options: &LoadOptions,
 ) -> Result<Prepared, LoadError> {
     let tensors = spec.tensors();
-    let format = match (options.quantize, options.dtype) {
-        (Some(Quantize { layers, vocab }), _) => WeightFormats { layers: layers.into(), vocab: vocab.into() },
-        (None, DTypeChoice::Exact(dtype)) => dtype.into(),
-        (None, DTypeChoice::Auto) => weights.dtype.unwrap_or(DType::F32).into(),
+    let dtype = match options.dtype {
+        DTypeChoice::Exact(dtype) => dtype,
+        DTypeChoice::Auto => weights.dtype.unwrap_or(DType::F32),
     };
+    let formats = MatrixFormats::new(&tensors, weights.source.as_ref(), options.quantize, dtype)?;
+    if !formats.decoded.is_empty() {
+        notes.push(format!(
+            "{} are kept in {dtype}: what they are joined with is quantised in another way",
+            listed(&formats.decoded, ", ")
+        ));
+    }
+    let format = formats.summary(&tensors);
     let kv = KvSpec {
         num_layers: spec.num_layers,
         num_kv_heads: spec.attention.num_kv_heads,
@@ -258,10 +250,10 @@ fn plan(
             KvFormatChoice::Auto => DType::BF16.into(),
         },
     };
-    let plan = MemoryPlan::new(&spec, &tensors, format, limits, kv, options.kv_budget, memory)?;
+    let plan = MemoryPlan::new(&spec, &tensors, &formats, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
-    Ok(Prepared { spec, tensors, source: weights.source, limits, plan, info })
+    Ok(Prepared { spec, tensors, source: weights.source, formats, limits, plan, info })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {
@@ -293,7 +285,7 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn TensorSource,
-    format: WeightFormats,
+    formats: &'a MatrixFormats,
     norm_eps: f32,
     bar: ProgressBar,
 }
@@ -311,21 +303,27 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.format.layers)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts)?, bias: self.bias(&tensors.bias)? })
     }
 
     /// The embedding or the head.
     fn vocab(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
-        self.pack(std::slice::from_ref(tensor), self.format.vocab)
+        self.pack(std::slice::from_ref(tensor))
     }
 
     /// Maps (or makes) `parts`, packs them joined by output rows, and lets them go.
-    fn pack(&self, parts: &[TensorSpec], format: WeightFormat) -> Result<B::Linear, LoadError> {
-        let tensors = parts.iter().map(|part| self.source.tensor(part)).collect::<Result<Vec<Tensor>, _>>()?;
-        let weights =
-            tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), format)).collect::<Result<Vec<_>, _>>()?;
-        let packed = self.backend.pack(&weights)?;
-        self.bar.inc(parts.iter().map(|part| part.matrix_bytes(format)).sum());
+    fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
+        let matrices = parts.iter().map(|part| self.source.matrix(part)).collect::<Result<Vec<_>, _>>()?;
+        let format = self.formats.of(&parts[0]);
+        let packed = match integers(matrices, format) {
+            Ok(weights) => self.backend.pack_grouped(&weights)?,
+            Err(matrices) => {
+                let tensors: Vec<Tensor> = matrices.into_iter().map(Matrix::decoded).collect();
+                let weights = tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), format));
+                self.backend.pack(&weights.collect::<Result<Vec<_>, _>>()?)?
+            }
+        };
+        self.bar.inc(parts.iter().map(|part| self.formats.bytes(part)).sum());
         Ok(packed)
     }
 
@@ -345,4 +343,19 @@ impl<B: Backend> Loader<'_, B> {
         let weight = self.backend.param(&self.source.tensor(tensor)?.host())?;
         Ok(RmsNorm { weight, eps: self.norm_eps })
     }
+}
+
+/// The integers of `matrices`, where they all arrive in those of `format`; else the matrices again.
+fn integers(matrices: Vec<Matrix>, format: WeightFormat) -> Result<Vec<GroupedWeight<'static>>, Vec<Matrix>> {
+    let fits = |matrix: &Matrix| matches!(matrix, Matrix::Grouped(weight) if format == weight.format().into());
+    if !matrices.iter().all(fits) {
+        return Err(matrices);
+    }
+    Ok(matrices
+        .into_iter()
+        .filter_map(|matrix| match matrix {
+            Matrix::Grouped(weight) => Some(weight),
+            Matrix::Dense(_) => None,
+        })
+        .collect())
 }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use pelton_backend::{KvSpec, MemoryReport};
 
-use crate::spec::{DecoderSpec, DecoderTensors, WeightFormats};
+use crate::formats::{MatrixFormats, WeightFormats};
+use crate::spec::{DecoderSpec, DecoderTensors};
 
 /// How many tokens the KV cache shall hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -116,17 +117,18 @@ impl MemoryPlan {
     pub(crate) fn new(
         spec: &DecoderSpec,
         tensors: &DecoderTensors,
-        format: WeightFormats,
+        formats: &MatrixFormats,
         limits: StepLimits,
         kv: KvSpec,
         budget: KvBudget,
         memory: MemoryReport,
     ) -> Result<Self, MemoryError> {
+        let matrices: u64 = tensors.matrices().map(|tensor| formats.bytes(tensor)).sum();
         let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
         let mut plan = Self {
-            weights_bytes: tensors.matrix_bytes(format) + vectors * 4,
-            lookup_bytes: tensors.head.as_ref().map_or(0, |_| tensors.embed.matrix_bytes(format.vocab)),
-            format,
+            weights_bytes: matrices + vectors * 4,
+            lookup_bytes: tensors.head.as_ref().map_or(0, |_| formats.bytes(&tensors.embed)),
+            format: formats.summary(tensors),
             rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
             max_positions: limits.max_positions,
             workspace_bytes: workspace_bytes(spec, limits),
@@ -253,6 +255,7 @@ mod tests {
     use super::*;
     use crate::config::HfConfig;
     use crate::families::spec_of;
+    use crate::weights::RandomWeights;
 
     const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "hidden_act": "silu",
@@ -263,7 +266,9 @@ mod tests {
         let kv = KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, format: DType::BF16.into() };
         let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 250 };
         let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
-        MemoryPlan::new(&spec, &spec.tensors(), DType::BF16.into(), limits, kv, budget, memory)
+        let tensors = spec.tensors();
+        let formats = MatrixFormats::new(&tensors, &RandomWeights::new(0), None, DType::BF16).unwrap();
+        MemoryPlan::new(&spec, &tensors, &formats, limits, kv, budget, memory)
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! What a decoder is, as declared by its family: sizes, blocks, and the names and shapes of its tensors.
 
-use std::fmt;
 use std::iter::once;
 use std::sync::Arc;
 
-use pelton_backend::{Act, DType, WeightFormat};
+use pelton_backend::{Act, WeightFormat};
 
 use crate::config::{ConfigError, HfConfig};
 use crate::rope::Rope;
@@ -325,48 +324,27 @@ pub struct DecoderTensors {
     pub head: Option<TensorSpec>,
 }
 
-/// How the matrices of a model are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WeightFormats {
-    /// Those of layers.
-    pub layers: WeightFormat,
-    /// The embedding and the head.
-    pub vocab: WeightFormat,
-}
-
-/// All matrices alike.
-impl From<DType> for WeightFormats {
-    fn from(dtype: DType) -> Self {
-        Self { layers: dtype.into(), vocab: dtype.into() }
-    }
-}
-
-impl fmt::Display for WeightFormats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layers, vocab } = self;
-        if layers == vocab { layers.fmt(f) } else { write!(f, "{layers}, vocabulary {vocab}") }
-    }
-}
-
 impl DecoderTensors {
-    /// Bytes of the matrices kept in `format`.
-    pub fn matrix_bytes(&self, format: WeightFormats) -> u64 {
-        let layers = self.layers.iter().flat_map(|layer| layer.linears()).flat_map(|linear| &linear.parts);
-        let layers: u64 = layers.map(|tensor| tensor.matrix_bytes(format.layers)).sum();
-        let vocab: u64 = once(&self.embed).chain(&self.head).map(|tensor| tensor.matrix_bytes(format.vocab)).sum();
-        layers + vocab
+    /// The embedding, and the head where there is one.
+    pub fn vocab(&self) -> impl Iterator<Item = &TensorSpec> {
+        once(&self.embed).chain(&self.head)
+    }
+
+    /// Matrices joined where they read the same input; of layers.
+    pub fn linears(&self) -> impl Iterator<Item = &LinearTensors> {
+        self.layers.iter().flat_map(|layer| layer.linears())
     }
 
     /// Tensors kept in the model's precision.
     pub fn matrices(&self) -> impl Iterator<Item = &TensorSpec> {
-        let layers = self.layers.iter().flat_map(|layer| layer.linears()).flat_map(|linear| &linear.parts);
+        let layers = self.linears().flat_map(|linear| &linear.parts);
         once(&self.embed).chain(layers).chain(&self.head)
     }
 
     /// Norms and biases, kept in f32.
     pub fn vectors(&self) -> impl Iterator<Item = &TensorSpec> {
         let norms = self.layers.iter().flat_map(|layer| [&layer.attention_norm, &layer.mlp_norm]);
-        let biases = self.layers.iter().flat_map(|layer| layer.linears()).flat_map(|linear| &linear.bias);
+        let biases = self.linears().flat_map(|linear| &linear.bias);
         norms.chain(biases).chain(once(&self.norm))
     }
 }

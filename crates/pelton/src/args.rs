@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compute;
 mod duration;
+pub mod eval;
 pub mod hub;
 pub mod kernels;
 pub mod serve;
@@ -25,6 +26,8 @@ pub enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Measure a running server: virtual users or a rate of requests, latencies per token, one table and a file of raw rows.
     Bench(Box<bench::BenchArgs>),
+    /// Measure how well a model predicts: what formats of weights cost in quality.
+    Eval(eval::EvalArgs),
     /// Measure this machine and the kernels on it: memory bandwidth, arithmetic peaks, and each kernel's share of what limits it.
     Kernels(kernels::KernelsArgs),
 }

@@ -2,5 +2,6 @@
 
 pub mod bench;
 mod checkpoint;
+pub mod eval;
 pub mod kernels;
 pub mod serve;

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Serve(args) => commands::serve::run(*args),
         Command::Bench(args) => commands::bench::run(*args),
+        Command::Eval(args) => commands::eval::run(&args),
         Command::Kernels(args) => commands::kernels::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -198,10 +198,10 @@ impl Checkpoint {
                 Some(entry) if entry.shape != shape => {
                     problems.push(format!("{name} has shape {:?}, expected {shape:?}", entry.shape));
                 }
-                Some(Entry { element: ElementType::Other(found), .. }) => {
-                    problems.push(format!("{name} has type {found}, expected float32, float16 or bfloat16"));
+                Some(Entry { element: ElementType::Float(_), .. }) => {}
+                Some(Entry { element, .. }) => {
+                    problems.push(format!("{name} has type {element}, expected float32, float16 or bfloat16"));
                 }
-                Some(_) => {}
             }
         }
         unread.retain(|name, _| !tolerated(name));
@@ -256,7 +256,8 @@ fn open_shards(files: &ModelFiles, names: &[&str]) -> Result<Vec<Shard>, Checkpo
     Ok(shards)
 }
 
-fn listed(items: &[String], separator: &str) -> String {
+/// The first of `items`, and how many more there are.
+pub(crate) fn listed(items: &[String], separator: &str) -> String {
     let mut text = items[..items.len().min(MAX_LISTED)].join(separator);
     if items.len() > MAX_LISTED {
         text += &format!("{separator}and {} more", items.len() - MAX_LISTED);

@@ -78,8 +78,18 @@ pub enum SafetensorsError {
 /// Element type as a file states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ElementType {
-    /// One that can be served.
+    /// Numbers that are served as they are.
     Float(DType),
+    /// Eight-bit floats with four bits of exponent and three of fraction, without infinities.
+    F8E4M3,
+    /// Signed bytes.
+    I8,
+    /// Bytes.
+    U8,
+    /// Signed words of 32 bits.
+    I32,
+    /// Signed words of 64 bits.
+    I64,
     /// Any other, by its name in the file.
     Other(String),
 }
@@ -90,6 +100,11 @@ impl ElementType {
             "F32" => Self::Float(DType::F32),
             "F16" => Self::Float(DType::F16),
             "BF16" => Self::Float(DType::BF16),
+            "F8_E4M3" => Self::F8E4M3,
+            "I8" => Self::I8,
+            "U8" => Self::U8,
+            "I32" => Self::I32,
+            "I64" => Self::I64,
             other => Self::Other(other.to_owned()),
         }
     }
@@ -98,11 +113,14 @@ impl ElementType {
     fn size_bytes(&self) -> Option<u64> {
         match self {
             Self::Float(dtype) => Some(dtype.size_bytes() as u64),
+            Self::F8E4M3 | Self::I8 | Self::U8 => Some(1),
+            Self::I32 => Some(4),
+            Self::I64 => Some(8),
             Self::Other(name) => match name.as_str() {
-                "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => Some(1),
+                "BOOL" | "F8_E5M2" | "F8_E8M0" => Some(1),
                 "U16" | "I16" => Some(2),
-                "U32" | "I32" => Some(4),
-                "U64" | "I64" | "F64" | "C64" => Some(8),
+                "U32" => Some(4),
+                "U64" | "F64" | "C64" => Some(8),
                 _ => None,
             },
         }
@@ -113,6 +131,11 @@ impl fmt::Display for ElementType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Float(dtype) => dtype.fmt(f),
+            Self::F8E4M3 => f.write_str("F8_E4M3"),
+            Self::I8 => f.write_str("I8"),
+            Self::U8 => f.write_str("U8"),
+            Self::I32 => f.write_str("I32"),
+            Self::I64 => f.write_str("I64"),
             Self::Other(name) => f.write_str(name),
         }
     }

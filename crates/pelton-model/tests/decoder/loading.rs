@@ -38,8 +38,8 @@ fn auto_keeps_the_precision_of_the_file() {
         ("stored_f16", DType::F16, DType::BF16),
     ] {
         let decoder = load_from(&root().join(name), &auto).unwrap();
-        assert_eq!((decoder.info().format, decoder.info().kv_format), (dtype.into(), kv.into()), "{name}");
-        assert_eq!((decoder.plan().format, decoder.plan().kv.format), (dtype.into(), kv.into()), "{name}");
+        assert_eq!((decoder.info().format.clone(), decoder.info().kv_format), (dtype.into(), kv.into()), "{name}");
+        assert_eq!((decoder.plan().format.clone(), decoder.plan().kv.format), (dtype.into(), kv.into()), "{name}");
         assert_eq!(decoder.info().architecture, "LlamaForCausalLM");
         assert!(decoder.info().notes.is_empty());
     }

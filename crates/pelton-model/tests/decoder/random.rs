@@ -41,7 +41,7 @@ fn every_shape_computes_finite_numbers_of_its_own() {
 fn auto_is_bfloat16() {
     let auto = LoadOptions { dtype: DTypeChoice::Auto, ..options(DType::F32) };
     let decoder = load_random(&small(&SHAPES[0]), 0, backend(IsaChoice::Auto), &auto).unwrap();
-    assert_eq!((decoder.info().format, decoder.info().kv_format), (DType::BF16.into(), DType::BF16.into()));
+    assert_eq!((decoder.info().format.clone(), decoder.info().kv_format), (DType::BF16.into(), DType::BF16.into()));
 }
 
 /// Logits of a token behind sixteen positions that were never computed: their keys and values are what the cache holds.
