@@ -254,7 +254,9 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
             let why = "is missing although tie_word_embeddings is false; logits come from the embedding";
             notes.push(format!("{head}weight {why}"));
         }
-        HeadWeight::Embedding if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() => {
+        HeadWeight::Embedding
+            if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() =>
+        {
             spec.head.weight = HeadWeight::EmbeddingNamedHead;
         }
         _ => {}
@@ -271,7 +273,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         Some(scheme) => {
             // Where every matrix is quantised, norms tell what the model was made in.
             dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
-            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.others(), tolerated)?;
+            let quantised = Quantised::check(checkpoint, scheme, tensors.all(), tolerated)?;
             if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
                 let num = quantised.num_decoded();
                 notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
