@@ -29,7 +29,7 @@ use crate::weights::{
 };
 use crate::workspace::Workspace;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -254,7 +254,9 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
             let why = "is missing although tie_word_embeddings is false; logits come from the embedding";
             notes.push(format!("{head}weight {why}"));
         }
-        HeadWeight::Embedding if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() => {
+        HeadWeight::Embedding
+            if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() =>
+        {
             spec.head.weight = HeadWeight::EmbeddingNamedHead;
         }
         _ => {}
@@ -438,7 +440,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)?, inputs: None })
     }
 
     /// The embedding or the head.
