@@ -29,7 +29,7 @@ use crate::weights::{
 };
 use crate::workspace::Workspace;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -440,7 +440,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)?, inputs: None })
     }
 
     /// The embedding or the head.

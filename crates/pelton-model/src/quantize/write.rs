@@ -13,7 +13,7 @@ use super::{QuantizeError, QuantizeFormat};
 use crate::files::ModelFiles;
 use crate::load::{CONFIG, LoadError};
 use crate::spec::{DecoderSpec, DecoderTensors};
-use crate::weights::{Bytes, Checkpoint, ElementType, SINGLE};
+use crate::weights::{Bytes, Checkpoint, ElementType, FORMATS};
 
 /// Files beside the weights that a model may have.
 const OTHERS: &[&str] = &[
@@ -84,7 +84,7 @@ pub(super) fn weights(
     replaced: &[String],
     new: &[NewTensor],
 ) -> Result<(u64, u64), QuantizeError> {
-    let path = out.join(SINGLE);
+    let path = out.join(FORMATS[0].single);
     let mut tensors: Vec<(String, Source<'_>)> =
         new.iter().map(|tensor| (tensor.name.clone(), Source::New(tensor))).collect();
     let mut before = 0;
@@ -161,7 +161,9 @@ fn quantization_config(format: QuantizeFormat, tensors: &DecoderTensors, spec: &
     };
     // Matrices that stay in numbers: the head, and what chooses experts.
     let mut kept: Vec<&str> = vec![spec.names.head];
-    kept.extend(tensors.layers.iter().flat_map(|layer| layer.mlp.routers()).filter_map(|it| it.name.strip_suffix(".weight")));
+    kept.extend(
+        tensors.layers.iter().flat_map(|layer| layer.mlp.routers()).filter_map(|it| it.name.strip_suffix(".weight")),
+    );
     let compressed = |storage: &str, weights: Value, inputs: Value| {
         json!({
             "quant_method": "compressed-tensors", "format": storage, "quantization_status": "compressed", "ignore": kept,
