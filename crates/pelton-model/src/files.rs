@@ -1,14 +1,22 @@
-//! Where a model's files come from: a directory, or named bytes inside the program.
+//! Where a model's files come from: a directory, one GGUF file, or named bytes inside the program.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::gguf::{self, Gguf, GgufError};
+use crate::weights::{FORMATS, listed};
 
 /// Largest text file read whole. Tokenizers of large vocabularies take some 30 MB, indexes of many shards about 10.
 const MAX_TEXT_BYTES: u64 = 256 << 20;
+
+/// What a GGUF file says of text, as JSON: one object with the keys of its metadata that begin with `tokenizer.`.
+pub const GGUF_TOKENIZER: &str = "tokenizer.gguf.json";
 
 /// A model's files could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -35,13 +43,28 @@ pub enum FilesError {
         /// What is read at most.
         limit: u64,
     },
+    /// Several GGUF files, each a model.
+    #[error("{path} holds {count} GGUF files: {names}; name one of them, as in {path}/{first}")]
+    SeveralGguf {
+        /// The directory.
+        path: String,
+        /// How many.
+        count: usize,
+        /// Their names.
+        names: String,
+        /// One of them.
+        first: String,
+    },
+    /// A GGUF file that cannot be served.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The operating system refused.
     #[error("cannot read {name}: {source}")]
     Io {
         /// Which file.
         name: String,
         /// Its reason.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -54,35 +77,94 @@ pub struct ModelFiles {
 #[derive(Debug, Clone)]
 enum Source {
     Directory(PathBuf),
+    Gguf { path: PathBuf, gguf: Arc<Gguf> },
     Embedded(BTreeMap<String, &'static [u8]>),
 }
 
 /// A file that is read in pieces.
 #[derive(Debug)]
-pub(crate) enum Blob {
+pub(crate) enum Blob<'a> {
     /// An open file and its length when it was opened.
     File { file: File, len: u64 },
-    /// Bytes of the program itself.
-    Memory(&'static [u8]),
+    /// Bytes in memory; of a model, those of the program itself.
+    Memory(&'a [u8]),
 }
 
-impl Blob {
+impl Blob<'_> {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Blob::File { len, .. } => *len,
             Blob::Memory(bytes) => bytes.len() as u64,
         }
     }
+
+    /// Fills `out` from `offset` on; fails past the end.
+    pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        match self {
+            Blob::File { file, .. } => file.read_exact_at(out, offset),
+            Blob::Memory(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
+                let found = rest.and_then(|rest| rest.get(..out.len())).ok_or(ErrorKind::UnexpectedEof)?;
+                out.copy_from_slice(found);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl ModelFiles {
-    /// The files of `path`. Fails when that is no directory.
+    /// The model at `path`: a GGUF file, or a directory.
+    pub fn at(path: impl Into<PathBuf>) -> Result<Self, FilesError> {
+        let path = path.into();
+        if path.is_file() && path.to_str().is_some_and(is_gguf) { Self::gguf_file(path) } else { Self::directory(path) }
+    }
+
+    /// The files of `path`; where it holds weights in no other format, its one GGUF file, which is all that is read then. Fails when
+    /// `path` is no directory.
     pub fn directory(path: impl Into<PathBuf>) -> Result<Self, FilesError> {
         let path = path.into();
         if !path.is_dir() {
             return Err(FilesError::NotADirectory { path });
         }
-        Ok(Self { source: Source::Directory(path) })
+        let has = |name: &str| path.join(name).exists();
+        if FORMATS.iter().any(|format| has(format.single) || has(format.index)) {
+            return Ok(Self { source: Source::Directory(path) });
+        }
+        let io = |source| FilesError::Io { name: path.display().to_string(), source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&path).map_err(io)? {
+            let name = entry.map_err(io)?.file_name();
+            names.extend(name.to_str().filter(|name| is_gguf(name)).map(str::to_owned));
+        }
+        names.sort();
+        match &names[..] {
+            [] => Ok(Self { source: Source::Directory(path) }),
+            [one] => Self::gguf_file(path.join(one)),
+            [first, ..] => Err(FilesError::SeveralGguf {
+                path: path.display().to_string(),
+                count: names.len(),
+                names: listed(&names, ", "),
+                first: first.clone(),
+            }),
+        }
+    }
+
+    /// The model in the GGUF file `path`: its metadata is told as `config.json` and as [`GGUF_TOKENIZER`].
+    pub fn gguf_file(path: impl Into<PathBuf>) -> Result<Self, FilesError> {
+        let path = path.into();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let blob = open(&path, &name)?
+            .ok_or_else(|| FilesError::Io { name: name.clone(), source: ErrorKind::NotFound.into() })?;
+        let gguf = Arc::new(Gguf::open(&name, blob)?);
+        Ok(Self { source: Source::Gguf { path, gguf } })
+    }
+
+    /// The GGUF file, where the model is one.
+    pub(crate) fn gguf(&self) -> Option<Arc<Gguf>> {
+        match &self.source {
+            Source::Gguf { gguf, .. } => Some(gguf.clone()),
+            Source::Directory(_) | Source::Embedded(_) => None,
+        }
     }
 
     /// Files that are part of the program.
@@ -90,16 +172,23 @@ impl ModelFiles {
         Self { source: Source::Embedded(files.iter().map(|&(name, bytes)| (name.to_owned(), bytes)).collect()) }
     }
 
-    /// The directory, where there is one.
+    /// The directory or file, where there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
-            Source::Directory(path) => Some(path),
+            Source::Directory(path) | Source::Gguf { path, .. } => Some(path),
             Source::Embedded(_) => None,
         }
     }
 
     /// The whole of a small file; `None` when there is no such file. At most 256 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, FilesError> {
+        if let Source::Gguf { gguf, .. } = &self.source {
+            return Ok(match name {
+                "config.json" => Some(gguf.config()?.into()),
+                GGUF_TOKENIZER => Some(gguf.tokenizer().into()),
+                _ => None,
+            });
+        }
         match self.open(name)? {
             None => Ok(None),
             Some(Blob::Memory(bytes)) => Ok(Some(Cow::Borrowed(bytes))),
@@ -118,34 +207,42 @@ impl ModelFiles {
     }
 
     /// Opens a file that is read in pieces; `None` when there is no such file.
-    pub(crate) fn open(&self, name: &str) -> Result<Option<Blob>, FilesError> {
+    pub(crate) fn open(&self, name: &str) -> Result<Option<Blob<'static>>, FilesError> {
         if !is_plain(name) {
             return Err(FilesError::Name { name: name.to_owned() });
         }
-        let io = |source| FilesError::Io { name: name.to_owned(), source };
         match &self.source {
             Source::Embedded(files) => Ok(files.get(name).map(|bytes| Blob::Memory(bytes))),
-            Source::Directory(path) => {
-                let path = path.join(name);
-                // Asked before it is opened: opening a pipe would wait for somebody to write into it.
-                match std::fs::metadata(&path) {
-                    Ok(metadata) if metadata.is_file() => {}
-                    Ok(_) => return Err(io(std::io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
-                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                    Err(error) => return Err(io(error)),
-                }
-                let file = File::open(path).map_err(io)?;
-                let len = file.metadata().map_err(io)?.len();
-                Ok(Some(Blob::File { file, len }))
-            }
+            Source::Directory(path) => open(&path.join(name), name),
+            Source::Gguf { .. } => Ok(None),
         }
     }
+}
+
+/// Opens the file `path`, called `name`; `None` when there is none.
+fn open(path: &Path, name: &str) -> Result<Option<Blob<'static>>, FilesError> {
+    let io = |source| FilesError::Io { name: name.to_owned(), source };
+    // Asked before it is opened: opening a pipe would wait for somebody to write into it.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(io(io::Error::new(ErrorKind::InvalidInput, "not a regular file"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    }
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    Ok(Some(Blob::File { file, len }))
+}
+
+/// Whether `name` is that of a GGUF file.
+pub(crate) fn is_gguf(name: &str) -> bool {
+    name.ends_with(gguf::ENDING)
 }
 
 impl fmt::Display for ModelFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
-            Source::Directory(path) => write!(f, "{}", path.display()),
+            Source::Directory(path) | Source::Gguf { path, .. } => write!(f, "{}", path.display()),
             Source::Embedded(_) => f.write_str("the model inside the program"),
         }
     }

@@ -10,8 +10,8 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 
-use crate::files::{ModelFiles, is_plain};
-use crate::weights::{CheckpointError, INDEX, Index, SINGLE};
+use crate::files::{ModelFiles, is_gguf, is_plain};
+use crate::weights::{CheckpointError, FORMATS, FileFormat, Index, listed};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// For the first answer of the hub. Downloads themselves may take as long as they take.
@@ -37,7 +37,10 @@ pub struct HubOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// Neither a directory nor a name.
-    #[error("model {model_id:?} is neither an existing directory nor a hub name like `name` or `organisation/name`")]
+    #[error(
+        "model {model_id:?} is neither an existing path nor a hub name like `name`, `organisation/name` or \
+         `organisation/name/file.gguf`"
+    )]
     ModelId {
         /// As it was given.
         model_id: String,
@@ -92,12 +95,26 @@ pub enum HubError {
         cause: String,
     },
     /// The repository holds no weights that can be read.
-    #[error("{what} has no {missing}; only safetensors checkpoints can be served")]
+    #[error("{what} has no {missing}; safetensors, PyTorch and GGUF checkpoints can be served")]
     NoWeights {
         /// Model and revision.
         what: String,
         /// The file that is missing.
         missing: String,
+    },
+    /// Several GGUF files, each a model.
+    #[error("{what} has {count} GGUF files: {names}; name one of them, as in {model_id}/{first}")]
+    SeveralGguf {
+        /// Model and revision.
+        what: String,
+        /// How many.
+        count: usize,
+        /// Their names.
+        names: String,
+        /// The model alone.
+        model_id: String,
+        /// One of them.
+        first: String,
     },
     /// Not all in the cache, and nothing else may be asked.
     #[error("{what} is not complete in {}: {missing} is missing; run once without --offline to fill the cache", cache_dir.display())]
@@ -119,29 +136,44 @@ pub enum HubError {
     },
 }
 
-/// The directory of a model: `model_id` itself when it is one, else the snapshot of that hub repository, downloaded as far as needed.
+/// The directory or GGUF file of a model: `model_id` itself when it is a path, else the snapshot of that hub repository (or the GGUF file in
+/// it that a third part of the name names), downloaded as far as needed.
 ///
-/// Only what serving reads is fetched: JSON files, chat templates, and the safetensors files that hold the model; not the same
-/// weights in other formats. All files come from one commit. Progress is drawn on standard error when that is a terminal.
+/// Only what serving reads is fetched: one GGUF file, or JSON files, chat templates, and the weights in one format; not the same weights in
+/// others. All files come from one commit. Progress is drawn on standard error when that is a terminal.
 pub fn fetch(model_id: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
-    if Path::new(model_id).is_dir() {
+    if Path::new(model_id).exists() {
         return Ok(PathBuf::from(model_id));
     }
-    if !is_model_id(model_id) {
+    let (repository, gguf) = match model_id.rsplit_once('/') {
+        Some((repository, file)) if repository.contains('/') && is_gguf(file) => (repository, Some(file)),
+        _ => (model_id, None),
+    };
+    if !is_model_id(repository) {
         return Err(HubError::ModelId { model_id: model_id.to_owned() });
     }
     let revision = options.revision.as_deref().unwrap_or("main");
     if !is_revision(revision) {
         return Err(HubError::Revision { revision: revision.to_owned() });
     }
-    let hub = Hub { model_id, revision, options };
+    let hub = Hub { model_id: repository, gguf, revision, options };
     if options.offline { hub.cached() } else { hub.download() }
 }
 
 struct Hub<'a> {
     model_id: &'a str,
+    /// The one file that is wished for.
+    gguf: Option<&'a str>,
     revision: &'a str,
     options: &'a HubOptions,
+}
+
+/// The files of a repository that are its weights.
+enum Weights<'a> {
+    /// Of that format, as one file or by its index.
+    Files(&'static FileFormat),
+    /// One GGUF file, which is the whole model.
+    Gguf(&'a str),
 }
 
 impl Hub<'_> {
@@ -163,24 +195,64 @@ impl Hub<'_> {
         let snapshot = cache.repo(commit.clone()).pointer_path(&sha);
         let files = Downloads { hub: self, repo: api.repo(commit), snapshot: &snapshot };
 
-        for name in names.iter().filter(|name| is_description(name)) {
-            files.get(name)?;
-        }
-        if !has("config.json") {
-            return Err(HubError::NoWeights { what: self.what(), missing: "config.json".to_owned() });
-        }
-        if has(SINGLE) {
-            files.get(SINGLE)?;
-        } else if has(INDEX) {
-            for shard in shards(&snapshot).map_err(|error| self.failed(&self.what(), error.to_string()))? {
-                files.get(&shard)?;
+        let model = match self.weights(&names)? {
+            None => {
+                return Err(HubError::NoWeights {
+                    what: self.what(),
+                    missing: self.gguf.unwrap_or("weights").to_owned(),
+                });
             }
-        } else {
-            return Err(HubError::NoWeights { what: self.what(), missing: SINGLE.to_owned() });
-        }
+            Some(Weights::Gguf(file)) => {
+                files.get(file)?;
+                snapshot.join(file)
+            }
+            Some(Weights::Files(format)) => {
+                for name in names.iter().filter(|name| is_description(name)) {
+                    files.get(name)?;
+                }
+                if !has("config.json") {
+                    return Err(HubError::NoWeights { what: self.what(), missing: "config.json".to_owned() });
+                }
+                if has(format.single) {
+                    files.get(format.single)?;
+                } else {
+                    files.get(format.index)?;
+                    for shard in
+                        shards(&snapshot, format).map_err(|error| self.failed(&self.what(), error.to_string()))?
+                    {
+                        files.get(&shard)?;
+                    }
+                }
+                snapshot.clone()
+            }
+        };
         let revision = Repo::with_revision(self.model_id.to_owned(), RepoType::Model, self.revision.to_owned());
         cache.repo(revision).create_ref(&sha).map_err(|error| self.cache_error(&error))?;
-        Ok(snapshot)
+        Ok(model)
+    }
+
+    /// Which of a repository's files are the weights; `None` when there are none.
+    fn weights<'n>(&self, names: &'n [String]) -> Result<Option<Weights<'n>>, HubError> {
+        let has = |name: &str| names.iter().any(|candidate| candidate == name);
+        if let Some(wanted) = self.gguf {
+            return Ok(names.iter().find(|name| *name == wanted).map(|name| Weights::Gguf(name)));
+        }
+        if let Some(format) = FORMATS.iter().find(|format| has(format.single) || has(format.index)) {
+            return Ok(Some(Weights::Files(format)));
+        }
+        let ggufs: Vec<String> = names.iter().filter(|name| is_plain(name) && is_gguf(name)).cloned().collect();
+        match &ggufs[..] {
+            [first, _, ..] => Err(HubError::SeveralGguf {
+                what: self.what(),
+                count: ggufs.len(),
+                names: listed(&ggufs, ", "),
+                model_id: self.model_id.to_owned(),
+                first: first.clone(),
+            }),
+            one => {
+                Ok(one.first().and_then(|one| names.iter().find(|name| *name == one)).map(|name| Weights::Gguf(name)))
+            }
+        }
     }
 
     /// The snapshot in the cache, if everything that serving reads is there.
@@ -203,14 +275,19 @@ impl Hub<'_> {
             return Err(not_cached("the snapshot"));
         }
         let has = |name: &str| snapshot.join(name).is_file();
+        let entries = std::fs::read_dir(&snapshot).map_err(|error| self.cache_error(&error))?;
+        let names: Vec<String> =
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| has(name)).collect();
+        let format = match self.weights(&names)? {
+            None => return Err(not_cached(self.gguf.unwrap_or(FORMATS[0].single))),
+            Some(Weights::Gguf(file)) => return Ok(snapshot.join(file)),
+            Some(Weights::Files(format)) => format,
+        };
         if !has("config.json") {
             return Err(not_cached("config.json"));
         }
-        if !has(SINGLE) {
-            if !has(INDEX) {
-                return Err(not_cached(SINGLE));
-            }
-            let shards = shards(&snapshot).map_err(|error| self.cache_error(&error))?;
+        if !has(format.single) {
+            let shards = shards(&snapshot, format).map_err(|error| self.cache_error(&error))?;
             if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
                 return Err(not_cached(missing));
             }
@@ -266,8 +343,8 @@ impl Hub<'_> {
 }
 
 /// Names of the shards that the snapshot's index lists.
-fn shards(snapshot: &Path) -> Result<Vec<String>, CheckpointError> {
-    let index = Index::read(&ModelFiles::directory(snapshot)?)?;
+fn shards(snapshot: &Path, format: &'static FileFormat) -> Result<Vec<String>, CheckpointError> {
+    let index = Index::read(&ModelFiles::directory(snapshot)?, format)?.ok_or(CheckpointError::NoWeights)?;
     Ok(index.shards()?.into_iter().map(str::to_owned).collect())
 }
 
@@ -291,9 +368,9 @@ impl Downloads<'_> {
     }
 }
 
-/// Whether a file of the repository's root describes the model: configuration, tokenizer, chat template, index of weights.
+/// Whether a file of the repository's root describes the model: configuration, tokenizer, chat template.
 fn is_description(name: &str) -> bool {
-    is_plain(name) && !name.ends_with(".bin.index.json") && (name.ends_with(".json") || name.ends_with(".jinja"))
+    is_plain(name) && !name.ends_with(".index.json") && (name.ends_with(".json") || name.ends_with(".jinja"))
 }
 
 /// `name` or `organisation/name`, in the letters that the hub allows.
@@ -345,10 +422,17 @@ mod tests {
 
     #[test]
     fn only_descriptions_of_the_root_are_fetched() {
-        for name in ["config.json", "tokenizer.json", INDEX, "chat_template.jinja"] {
+        for name in ["config.json", "tokenizer.json", "chat_template.jinja"] {
             assert!(is_description(name), "{name}");
         }
-        for name in ["README.md", "pytorch_model.bin.index.json", "onnx/config.json", "model.safetensors", "x.bin"] {
+        for name in [
+            "README.md",
+            "pytorch_model.bin.index.json",
+            "model.safetensors.index.json",
+            "onnx/config.json",
+            "model.safetensors",
+            "x.bin",
+        ] {
             assert!(!is_description(name), "{name}");
         }
     }

@@ -7,6 +7,9 @@
 #![deny(unsafe_code)]
 
 mod files;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hub;
 
 mod config;
@@ -18,20 +21,24 @@ mod weights;
 
 mod decoder;
 mod formats;
+mod gguf;
 mod layer;
 mod load;
 mod memory;
 mod mlp;
 mod model;
 pub mod perplexity;
+//pub mod quantize;
 pub mod rates;
+mod treatment;
 mod workspace;
 
 pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};
-pub use files::{FilesError, ModelFiles};
-pub use formats::{Quantize, WeightFormats};
+pub use files::{FilesError, GGUF_TOKENIZER, ModelFiles};
+pub use formats::WeightFormats;
+pub use gguf::GgufError;
 pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
@@ -42,4 +49,5 @@ pub use spec::{
     HeadWeight, LayerSpec, LayerTensors, LinearTensors, Mlp, MlpTensors, Names, Norm, NormKind, NormTensors, Positions,
     QkvOrder, RotaryPairs, SharedTensors, Stored, TensorSpec,
 };
-pub use weights::{Checkpoint, CheckpointError, ElementType, SafetensorsError, Tensor};
+pub use treatment::{Quantize, QuantizeError};
+pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, QuantConfigError, SafetensorsError, Tensor};

@@ -248,14 +248,55 @@ fn refusals_say_what_to_do() {
 #[test]
 fn repositories_without_readable_weights_are_refused() {
     for (missing, files) in [
-        ("model.safetensors", &[("config.json", "{}"), ("pytorch_model.bin", "x")][..]),
+        ("weights", &[("config.json", "{}"), ("tf_model.h5", "x")][..]),
         ("config.json", &[("model.safetensors", "x")]),
     ] {
         let hub = Hub::serve(Repository::new(files));
         let cache = tempfile::tempdir().unwrap();
         let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
-        assert!(error.contains(&format!("has no {missing}; only safetensors")), "{error}");
+        assert!(error.contains(&format!("has no {missing}; safetensors, PyTorch")), "{error}");
     }
+}
+
+#[test]
+fn pickles_are_fetched_where_there_is_nothing_better() {
+    let index = r#"{"weight_map": {"a": "pytorch_model-1.bin"}}"#;
+    let files = [
+        ("config.json", "{}"),
+        ("pytorch_model.bin.index.json", index),
+        ("pytorch_model-1.bin", "1"),
+        ("training_args.bin", "x"),
+    ];
+    let hub = Hub::serve(Repository::new(&files));
+    let cache = tempfile::tempdir().unwrap();
+    let folder = fetch(ID, &hub.options(cache.path())).unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "pytorch_model-1.bin", "pytorch_model.bin.index.json"]);
+}
+
+#[test]
+fn a_gguf_file_is_the_whole_model() {
+    let hub = Hub::serve(Repository::new(&[("a-Q8_0.gguf", "1"), ("README.md", "x")]));
+    let cache = tempfile::tempdir().unwrap();
+    let file = fetch(ID, &hub.options(cache.path())).unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "1");
+    assert_eq!(file.file_name().unwrap(), "a-Q8_0.gguf");
+    let offline = HubOptions { offline: true, ..hub.options(cache.path()) };
+    assert_eq!(fetch(ID, &offline).unwrap(), file);
+
+    let hub = Hub::serve(Repository::new(&[("a-Q8_0.gguf", "1"), ("a-Q4_0.gguf", "2"), ("config.json", "{}")]));
+    let cache = tempfile::tempdir().unwrap();
+    let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
+    assert!(error.contains("has 2 GGUF files: "), "{error}");
+    assert!(error.contains(&format!("name one of them, as in {ID}/a-Q")), "{error}");
+    let file = fetch(&format!("{ID}/a-Q4_0.gguf"), &hub.options(cache.path())).unwrap();
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "2");
+    let offline = HubOptions { offline: true, ..hub.options(cache.path()) };
+    let error = fetch(&format!("{ID}/a-Q8_0.gguf"), &offline).unwrap_err().to_string();
+    assert!(error.contains("a-Q8_0.gguf is missing"), "{error}");
+    let error = fetch(&format!("{ID}/b.gguf"), &hub.options(cache.path())).unwrap_err().to_string();
+    assert!(error.contains("has no b.gguf"), "{error}");
 }
 
 #[test]
@@ -264,7 +305,7 @@ fn a_hostile_hub_cannot_write_outside_the_cache() {
     let index = r#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     let hub = Hub::serve(Repository::sharded(index));
     let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
-    assert!(error.contains("\"../../../../evil.safetensors\" is not the name of a safetensors file"), "{error}");
+    assert!(error.contains("\"../../../../evil.safetensors\" is not the name of a *.safetensors file"), "{error}");
     let hub = Hub::serve(Repository { commit: "../../evil".into(), ..Repository::whole() });
     let error = fetch(ID, &hub.options(cache.path())).unwrap_err().to_string();
     assert!(error.contains("its commit is \"../../evil\""), "{error}");

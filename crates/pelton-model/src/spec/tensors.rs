@@ -318,7 +318,7 @@ impl BranchTensors {
     }
 
     /// What is kept in f32.
-    fn routers(&self) -> impl Iterator<Item = &TensorSpec> {
+    pub(crate) fn routers(&self) -> impl Iterator<Item = &TensorSpec> {
         let experts = match self {
             Self::Dense(_) => None,
             Self::Experts(experts) => Some(experts),
@@ -367,9 +367,14 @@ impl DecoderTensors {
         layers.chain(biases).chain(self.norm.tensors()).chain(&self.head_bias)
     }
 
+    /// Tensors that are no matrices of the model's precision: kept in f32.
+    pub fn plain(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.vectors().chain(&self.positions)
+    }
+
     /// Every tensor.
     pub fn all(&self) -> impl Iterator<Item = &TensorSpec> {
-        self.matrices().chain(self.vectors()).chain(&self.positions)
+        self.matrices().chain(self.plain())
     }
 }
 

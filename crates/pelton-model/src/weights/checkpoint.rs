@@ -6,15 +6,30 @@ use pelton_backend::{DType, HostTensor};
 use serde::Deserialize;
 
 use crate::files::{FilesError, ModelFiles, is_plain};
+use crate::gguf::GgufError;
 use crate::spec::TensorSpec;
-use crate::weights::TensorSource;
 use crate::weights::arrange::arrange;
-use crate::weights::safetensors::{Bytes, ElementType, Entry, SafetensorsError, Shard};
+use crate::weights::pickle::{self, PickleError};
+use crate::weights::safetensors::{ElementType, SafetensorsError};
+use crate::weights::shard::{Bytes, Entry, Shard};
+use crate::weights::{Codebook, TensorSource};
 
-/// The weights, where they are one file.
-pub(crate) const SINGLE: &str = "model.safetensors";
-/// The list of files, where they are several.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// How weight files of a format are called.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FileFormat {
+    /// The weights, where they are one file.
+    pub(crate) single: &'static str,
+    /// The list of files, where they are several.
+    pub(crate) index: &'static str,
+    /// The end of every file's name.
+    ending: &'static str,
+}
+
+/// What is looked for, in this order, as Transformers does.
+pub(crate) const FORMATS: [FileFormat; 2] = [
+    FileFormat { single: "model.safetensors", index: "model.safetensors.index.json", ending: ".safetensors" },
+    FileFormat { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", ending: pickle::ENDING },
+];
 /// Shards stay open while a model is loaded; the largest released models have about 200.
 const MAX_SHARDS: usize = 512;
 /// Problems listed in one message.
@@ -29,18 +44,28 @@ pub enum CheckpointError {
     /// A file is damaged.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
+    /// A file is damaged, or holds more than tensors.
+    #[error(transparent)]
+    Pickle(#[from] PickleError),
+    /// A GGUF file is damaged, or cannot be served.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// Neither one file nor an index.
-    #[error("there is neither {SINGLE} nor {INDEX}")]
+    #[error("there is none of {}", FORMATS.iter().flat_map(|format| [format.single, format.index]).collect::<Vec<_>>().join(", "))]
     NoWeights,
     /// The index cannot be used.
-    #[error("{INDEX} is broken: {cause}")]
+    #[error("{file} is broken: {cause}")]
     Index {
+        /// Which file.
+        file: &'static str,
         /// What is wrong.
         cause: String,
     },
     /// The index names files that are not there.
-    #[error("{INDEX} names files that are not there ({count}): {names}")]
+    #[error("{file} names files that are not there ({count}): {names}")]
     MissingShards {
+        /// The index.
+        file: &'static str,
         /// How many.
         count: usize,
         /// The first of them.
@@ -55,6 +80,14 @@ pub enum CheckpointError {
         first: String,
         /// The other.
         second: String,
+    },
+    /// Numbers that no tensor of its kind can hold.
+    #[error("{tensor}: {cause}")]
+    Values {
+        /// Which tensor, or the module it belongs to.
+        tensor: String,
+        /// What is wrong with them.
+        cause: String,
     },
     /// Tensors missing, left over, or of another shape or type than the configuration says.
     #[error("the checkpoint does not fit config.json ({count} wrong): {problems}")]
@@ -77,15 +110,28 @@ pub struct Checkpoint {
 /// One tensor, its bytes mapped (or held) until it is dropped.
 #[derive(Debug)]
 pub struct Tensor {
-    dtype: DType,
-    shape: Vec<usize>,
-    bytes: Bytes,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Bytes,
 }
 
 impl Tensor {
     /// One that was made in memory. `bytes` must fill the shape.
     pub(super) fn made(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { dtype, shape, bytes: Bytes::Owned(bytes) }
+        Self::of(dtype, shape, Bytes::Owned(bytes))
+    }
+
+    /// One of `bytes`, which must fill the shape.
+    pub(crate) fn of(dtype: DType, shape: Vec<usize>, bytes: Bytes) -> Self {
+        Self { dtype, shape, bytes }
+    }
+
+    /// A matrix with its numbers rounded to those of `codebook`.
+    pub(crate) fn rounded(&self, codebook: Codebook) -> Self {
+        let host = self.host();
+        let mut values = host.to_f32();
+        codebook.round(&mut values, self.shape.last().copied().unwrap_or(1));
+        Self::made(DType::F32, self.shape.clone(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     /// The numbers, borrowed.
@@ -95,22 +141,32 @@ impl Tensor {
     }
 }
 
-/// What [`INDEX`] says.
-#[derive(Deserialize)]
+/// What an index says.
+#[derive(Debug)]
 pub(crate) struct Index {
+    format: &'static FileFormat,
     /// Tensor to file.
     weight_map: BTreeMap<String, String>,
 }
 
+#[derive(Deserialize)]
+struct RawIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
 impl Index {
-    pub(crate) fn read(files: &ModelFiles) -> Result<Self, CheckpointError> {
-        let bytes = files.read(INDEX)?.ok_or(CheckpointError::NoWeights)?;
-        serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Index { cause: error.to_string() })
+    /// The index of `format`; `None` when there is no such file.
+    pub(crate) fn read(files: &ModelFiles, format: &'static FileFormat) -> Result<Option<Self>, CheckpointError> {
+        let Some(bytes) = files.read(format.index)? else { return Ok(None) };
+        let RawIndex { weight_map } = serde_json::from_slice(&bytes)
+            .map_err(|error| CheckpointError::Index { file: format.index, cause: error.to_string() })?;
+        Ok(Some(Self { format, weight_map }))
     }
 
     /// Names of the files, each once: some, not too many, all of them plain.
     pub(crate) fn shards(&self) -> Result<Vec<&str>, CheckpointError> {
-        let broken = |cause: String| Err(CheckpointError::Index { cause });
+        let FileFormat { index, ending, .. } = self.format;
+        let broken = |cause: String| Err(CheckpointError::Index { file: index, cause });
         let mut names: Vec<&str> = self.weight_map.values().map(String::as_str).collect();
         names.sort_unstable();
         names.dedup();
@@ -121,27 +177,48 @@ impl Index {
             return broken(format!("it names {} files, limit is {MAX_SHARDS}", names.len()));
         }
         // An index that names itself, or another index, is no way to a tensor.
-        match names.iter().find(|name| !is_plain(name) || !name.ends_with(".safetensors")) {
-            Some(name) => broken(format!("{name:?} is not the name of a safetensors file")),
+        match names.iter().find(|name| !is_plain(name) || !name.ends_with(ending)) {
+            Some(name) => broken(format!("{name:?} is not the name of a *{ending} file")),
             None => Ok(names),
         }
+    }
+
+    fn open(&self, files: &ModelFiles) -> Result<Checkpoint, CheckpointError> {
+        let file = self.format.index;
+        let mut shards = Vec::new();
+        let mut missing = Vec::new();
+        for name in self.shards()? {
+            match files.open(name)? {
+                Some(blob) => shards.push(Shard::open(name, blob)?),
+                None => missing.push(name.to_owned()),
+            }
+        }
+        if !missing.is_empty() {
+            let names = listed(&missing, ", ");
+            return Err(CheckpointError::MissingShards { file, count: missing.len(), names });
+        }
+        let checkpoint = Checkpoint::of(shards)?;
+        for (tensor, shard) in &self.weight_map {
+            if checkpoint.places.get(tensor).is_none_or(|&index| checkpoint.shards[index].name != *shard) {
+                return Err(CheckpointError::Index { file, cause: format!("tensor {tensor} is not in {shard}") });
+            }
+        }
+        Ok(checkpoint)
     }
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks every header.
+    /// Opens the weights of the first format there is, one file or the shards that its index names, and checks every header.
     pub fn open(files: &ModelFiles) -> Result<Self, CheckpointError> {
-        if let Some(blob) = files.open(SINGLE)? {
-            return Self::of(vec![Shard::open(SINGLE, blob)?]);
-        }
-        let index = Index::read(files)?;
-        let checkpoint = Self::of(open_shards(files, &index.shards()?)?)?;
-        for (tensor, file) in &index.weight_map {
-            if checkpoint.places.get(tensor).is_none_or(|&shard| checkpoint.shards[shard].name != *file) {
-                return Err(CheckpointError::Index { cause: format!("tensor {tensor} is not in {file}") });
+        for format in &FORMATS {
+            if let Some(blob) = files.open(format.single)? {
+                return Self::of(vec![Shard::open(format.single, blob)?]);
+            }
+            if let Some(index) = Index::read(files, format)? {
+                return index.open(files);
             }
         }
-        Ok(checkpoint)
+        Err(CheckpointError::NoWeights)
     }
 
     fn of(shards: Vec<Shard>) -> Result<Self, CheckpointError> {
@@ -160,9 +237,9 @@ impl Checkpoint {
         Ok(Self { shards, places })
     }
 
-    /// Whether there is a tensor of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+    /// Whether there is a tensor whose name begins so.
+    pub fn has_any(&self, beginning: &str) -> bool {
+        self.places.range(beginning.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(beginning))
     }
 
     /// The type in which most numbers of `tensors` are stored; `None` when there are none.
@@ -179,13 +256,13 @@ impl Checkpoint {
     }
 
     /// Checks the headers against what a model needs: every tensor of `wanted` is there with its shape and a type that can be read, and
-    /// no other is, unless `tolerated` says so.
+    /// no other is, unless `tolerated` says so. `problems` are those found before, told together with the others.
     pub fn check<'a>(
         &self,
         wanted: impl Iterator<Item = &'a TensorSpec>,
         tolerated: impl Fn(&str) -> bool,
+        mut problems: Vec<String>,
     ) -> Result<(), CheckpointError> {
-        let mut problems = Vec::new();
         let mut unread: BTreeMap<&str, &Entry> = self
             .shards
             .iter()
@@ -229,6 +306,19 @@ impl Checkpoint {
         }
     }
 
+    /// Type and shape of a tensor.
+    pub(super) fn stored(&self, name: &str) -> Option<(&ElementType, &[usize])> {
+        self.entry(name).map(|(_, entry)| (&entry.element, entry.shape.as_slice()))
+    }
+
+    /// Bytes of a tensor; none of one that is not there.
+    pub(super) fn bytes(&self, name: &str) -> Result<Bytes, CheckpointError> {
+        match self.entry(name) {
+            Some((shard, entry)) => Ok(shard.bytes(entry)?),
+            None => Ok(Bytes::Memory(&[])),
+        }
+    }
+
     fn entry(&self, name: &str) -> Option<(&Shard, &Entry)> {
         let shard = &self.shards[*self.places.get(name)?];
         Some((shard, &shard.entries[name]))
@@ -239,21 +329,6 @@ impl TensorSource for Checkpoint {
     fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
         Checkpoint::tensor(self, wanted)
     }
-}
-
-fn open_shards(files: &ModelFiles, names: &[&str]) -> Result<Vec<Shard>, CheckpointError> {
-    let mut shards = Vec::with_capacity(names.len());
-    let mut missing = Vec::new();
-    for name in names {
-        match files.open(name)? {
-            Some(blob) => shards.push(Shard::open(name, blob)?),
-            None => missing.push((*name).to_owned()),
-        }
-    }
-    if !missing.is_empty() {
-        return Err(CheckpointError::MissingShards { count: missing.len(), names: listed(&missing, ", ") });
-    }
-    Ok(shards)
 }
 
 /// The first of `items`, and how many more there are.
@@ -271,6 +346,8 @@ mod tests {
 
     use super::*;
     use crate::spec::Stored;
+
+    const INDEX: &str = FORMATS[0].index;
 
     /// A file of f32 tensors, each filled with its length's low byte.
     fn shard(tensors: &[(&str, &[usize])]) -> &'static [u8] {
@@ -296,13 +373,16 @@ mod tests {
 
     #[test]
     fn tensors_come_as_the_model_uses_them() {
-        let files = ModelFiles::embedded(&[(SINGLE, shard(&[("a", &[2, 3])]))]);
+        let files = ModelFiles::embedded(&[(FORMATS[0].single, shard(&[("a", &[2, 3])]))]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
-        checkpoint.check(once(&transposed), |_| false).unwrap();
+        checkpoint.check(once(&transposed), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.tensor(&transposed).unwrap().host().shape(), [3, 2]);
-        let error =
-            checkpoint.check(once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }), |_| false);
+        let error = checkpoint.check(
+            once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }),
+            |_| false,
+            Vec::new(),
+        );
         assert!(error.unwrap_err().to_string().ends_with("a has shape [2, 3], expected [3, 2]"));
         let rows = TensorSpec { stored: Stored::Rows([1, 0].into()), ..wanted("a", &[2, 3]) };
         assert_eq!(checkpoint.tensor(&rows).unwrap().host().shape(), [2, 3]);
@@ -317,7 +397,7 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[2]), wanted("b", &[3])];
-        checkpoint.check(all.iter(), |_| false).unwrap();
+        checkpoint.check(all.iter(), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.prevailing_dtype(all.iter()), Some(DType::F32));
         assert_eq!(checkpoint.tensor(&all[1]).unwrap().host().shape(), [3]);
         assert!(checkpoint.tensor(&wanted("b", &[2])).is_err());
@@ -334,14 +414,14 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[3, 2]), wanted("b", &[7]), wanted("ids", &[1])];
-        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq")).unwrap_err();
+        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq"), Vec::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the checkpoint does not fit config.json (4 wrong): a has shape [2, 3], expected [3, 2]; b is missing, expected [7]; \
              ids has type I64, expected float32, float16 or bfloat16; extra belongs to no part of the model"
         );
         let many: Vec<TensorSpec> = (0..50).map(|i| wanted(&format!("t{i:02}"), &[1])).collect();
-        let error = checkpoint.check(many.iter(), |_| true).unwrap_err().to_string();
+        let error = checkpoint.check(many.iter(), |_| true, Vec::new()).unwrap_err().to_string();
         assert!(error.contains("(50 wrong)") && error.ends_with("and 42 more") && error.contains("t07"), "{error}");
     }
 
@@ -349,12 +429,15 @@ mod tests {
     fn broken_indexes_are_refused() {
         let open =
             |files: &[(&str, &'static [u8])]| Checkpoint::open(&ModelFiles::embedded(files)).unwrap_err().to_string();
-        assert_eq!(open(&[]), format!("there is neither {SINGLE} nor {INDEX}"));
+        assert_eq!(
+            open(&[]),
+            "there is none of model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json"
+        );
         assert!(open(&[(INDEX, b"{}")]).contains("weight_map"));
         assert!(open(&[(INDEX, b"\xff")]).contains("is broken"));
         assert!(open(&[(INDEX, index(serde_json::json!({})))]).contains("is empty"));
         assert!(
-            open(&[(INDEX, index(serde_json::json!({"a": INDEX})))]).contains("not the name of a safetensors file")
+            open(&[(INDEX, index(serde_json::json!({"a": INDEX})))]).contains("not the name of a *.safetensors file")
         );
         assert!(open(&[(INDEX, index(serde_json::json!({"a": "../x.safetensors"})))]).contains("not the name"));
         let missing = index(serde_json::json!({"a": "1.safetensors", "b": "2.safetensors", "c": "3.safetensors"}));

@@ -2,13 +2,22 @@
 
 mod arrange;
 mod checkpoint;
+mod codebook;
+pub(crate) mod pickle;
 mod random;
-mod safetensors;
+pub(crate) mod safetensors;
+mod scheme;
+mod shard;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
-pub(crate) use checkpoint::{INDEX, Index, SINGLE, listed};
+pub(crate) use checkpoint::{FORMATS, FileFormat, Index, listed};
+pub(crate) use codebook::Codebook;
+pub use pickle::PickleError;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+pub use scheme::QuantConfigError;
+pub(crate) use scheme::{Quantised, Scheme, scheme_of};
+pub(crate) use shard::{Bytes, span};
 
 use pelton_backend::{DType, GroupedWeight, IntGroups};
 
@@ -20,7 +29,6 @@ pub(crate) enum Matrix {
     /// In numbers.
     Dense(Tensor),
     /// In integers.
-    #[expect(dead_code, reason = "made by the readers of quantised checkpoints")]
     Grouped(GroupedWeight<'static>),
 }
 

@@ -1,4 +1,4 @@
-//! One safetensors file: its header, checked against the file's real length, and the bytes of one tensor at a time.
+//! The header of a safetensors file, checked against the file's real length.
 //!
 //! ```text
 //! | u64 n | n bytes of JSON: name -> { dtype, shape, data_offsets: [begin, end) } | data |
@@ -9,15 +9,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
-use memmap2::{Mmap, MmapOptions};
 use pelton_backend::DType;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::files::Blob;
+use crate::weights::shard::Entry;
 
 /// Largest header, as in the safetensors library.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -95,7 +93,8 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    fn named(name: &str) -> Self {
+    /// The type that safetensors calls `name`.
+    pub(crate) fn named(name: &str) -> Self {
         match name {
             "F32" => Self::Float(DType::F32),
             "F16" => Self::Float(DType::F16),
@@ -110,7 +109,7 @@ impl ElementType {
     }
 
     /// Bytes of one element; `None` for types this program has not heard of.
-    fn size_bytes(&self) -> Option<u64> {
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
         match self {
             Self::Float(dtype) => Some(dtype.size_bytes() as u64),
             Self::F8E4M3 | Self::I8 | Self::U8 => Some(1),
@@ -139,74 +138,6 @@ impl fmt::Display for ElementType {
             Self::Other(name) => f.write_str(name),
         }
     }
-}
-
-/// What the header says of one tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) element: ElementType,
-    pub(crate) shape: Vec<usize>,
-    /// From the begin of the file, half-open.
-    begin: u64,
-    end: u64,
-}
-
-/// One file, its header read and checked.
-#[derive(Debug)]
-pub(crate) struct Shard {
-    pub(crate) name: String,
-    pub(crate) entries: BTreeMap<String, Entry>,
-    blob: Blob,
-}
-
-/// Bytes of one tensor: mapped until dropped, part of the program, or made in memory.
-#[derive(Debug)]
-pub(crate) enum Bytes {
-    Mapped(Mmap),
-    Memory(&'static [u8]),
-    Owned(Vec<u8>),
-}
-
-impl Bytes {
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Memory(bytes) => bytes,
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl Shard {
-    /// Reads and checks the header of `blob`, the file called `name`.
-    pub(crate) fn open(name: &str, blob: Blob) -> Result<Self, SafetensorsError> {
-        let entries = read_header(name, &blob)?;
-        Ok(Self { name: name.to_owned(), entries, blob })
-    }
-
-    /// The bytes of one of this shard's entries.
-    pub(crate) fn bytes(&self, entry: &Entry) -> Result<Bytes, SafetensorsError> {
-        match &self.blob {
-            Blob::Memory(bytes) => Ok(Bytes::Memory(&bytes[entry.begin as usize..entry.end as usize])),
-            // Zero bytes cannot be mapped.
-            Blob::File { .. } if entry.begin == entry.end => Ok(Bytes::Memory(&[])),
-            Blob::File { file, .. } => map(file, entry.begin, (entry.end - entry.begin) as usize)
-                .map(Bytes::Mapped)
-                .map_err(|source| SafetensorsError::Io { file: self.name.clone(), source }),
-        }
-    }
-}
-
-/// Maps `len` bytes of `file` from `offset`, read ahead in one go.
-///
-/// Each tensor is mapped on its own and unmapped when it is packed: a whole file mapped at once would stay resident beside the
-/// packed weights and double the memory of loading.
-#[allow(unsafe_code)]
-fn map(file: &File, offset: u64, len: usize) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is private and read-only, and `offset + len` lies within the file as it was when its header was checked.
-    // What remains is the one promise only the operator can keep, that no one truncates or rewrites a checkpoint while it is loaded;
-    // the mapping lives no longer than the packing of one tensor.
-    unsafe { MmapOptions::new().offset(offset).len(len).populate().map_copy_read_only(file) }
 }
 
 #[derive(Deserialize)]
@@ -243,7 +174,8 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-fn read_header(name: &str, blob: &Blob) -> Result<BTreeMap<String, Entry>, SafetensorsError> {
+/// The tensors of `blob`, the file called `name`.
+pub(crate) fn entries(name: &str, blob: &Blob<'_>) -> Result<BTreeMap<String, Entry>, SafetensorsError> {
     let file = || name.to_owned();
     let found = blob.len();
     if found < PREFIX_BYTES {
@@ -251,7 +183,7 @@ fn read_header(name: &str, blob: &Blob) -> Result<BTreeMap<String, Entry>, Safet
     }
     let io = |source| SafetensorsError::Io { file: name.to_owned(), source };
     let mut prefix = [0; PREFIX_BYTES as usize];
-    read_at(blob, 0, &mut prefix).map_err(io)?;
+    blob.read_at(0, &mut prefix).map_err(io)?;
     let header_bytes = u64::from_le_bytes(prefix);
     if header_bytes > MAX_HEADER_BYTES {
         return Err(SafetensorsError::HeaderTooLarge { file: file(), found: header_bytes, limit: MAX_HEADER_BYTES });
@@ -261,7 +193,7 @@ fn read_header(name: &str, blob: &Blob) -> Result<BTreeMap<String, Entry>, Safet
         return Err(SafetensorsError::Truncated { file: file(), expected: data_begin, found });
     }
     let mut header = vec![0; header_bytes as usize];
-    read_at(blob, PREFIX_BYTES, &mut header).map_err(io)?;
+    blob.read_at(PREFIX_BYTES, &mut header).map_err(io)?;
     let (entries, data_bytes) =
         parse_header(&header, data_begin).map_err(|cause| SafetensorsError::Header { file: file(), cause })?;
     let expected = data_begin.saturating_add(data_bytes);
@@ -291,7 +223,7 @@ fn parse_header(header: &[u8], data_begin: u64) -> Result<(BTreeMap<String, Entr
             }
         }
         let place = |offset: u64| data_begin.checked_add(offset).ok_or_else(|| format!("tensor {name} ends at {end}"));
-        let entry = Entry { element, shape, begin: place(begin)?, end: place(end)? };
+        let entry = Entry { element, shape, begin: place(begin)?, end: place(end)?, strides: None };
         if entries.insert(name.clone(), entry).is_some() {
             return Err(format!("tensor {name} stands there twice"));
         }
@@ -299,26 +231,20 @@ fn parse_header(header: &[u8], data_begin: u64) -> Result<(BTreeMap<String, Entr
     Ok((entries, covered))
 }
 
-fn read_at(blob: &Blob, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-    match blob {
-        Blob::File { file, .. } => file.read_exact_at(out, offset),
-        Blob::Memory(bytes) => {
-            out.copy_from_slice(&bytes[offset as usize..offset as usize + out.len()]);
-            Ok(())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+    use crate::weights::shard::Shard;
 
     fn file(header: &str, data: &[u8]) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
     }
 
     fn open(bytes: Vec<u8>) -> Result<Shard, SafetensorsError> {
-        Shard::open("model.safetensors", Blob::Memory(bytes.leak()))
+        let blob = Blob::Memory(bytes.leak());
+        Ok(Shard { name: "model.safetensors".to_owned(), entries: entries("model.safetensors", &blob)?, blob })
     }
 
     const TWO: &str = r#"{"__metadata__":{"format":"pt"},

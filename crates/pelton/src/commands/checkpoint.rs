@@ -1,4 +1,4 @@
-//! Where a model's files are: in a directory, on the hub, or in this binary.
+//! Where a model's files are: in a directory, in one GGUF file, on the hub, or in this binary.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub fn find(id: Option<&str>, args: &HubArgs) -> Result<(ModelFiles, String)> {
         check_no_revision(args)?;
         return Ok((ModelFiles::embedded(demo::FILES), demo::NAME.to_owned()));
     };
-    let files = ModelFiles::directory(directory(id, args)?).with_context(|| format!("cannot load model {id}"))?;
+    let files = ModelFiles::at(path(id, args)?).with_context(|| format!("cannot load model {id}"))?;
     Ok((files, id.to_owned()))
 }
 
@@ -27,10 +27,10 @@ pub fn check_no_revision(args: &HubArgs) -> Result<()> {
     Ok(())
 }
 
-fn directory(id: &str, args: &HubArgs) -> Result<PathBuf> {
-    if Path::new(id).is_dir() {
+fn path(id: &str, args: &HubArgs) -> Result<PathBuf> {
+    if Path::new(id).exists() {
         if args.revision.is_some() {
-            bail!("--revision names a revision on the hub, but {id} is a directory");
+            bail!("--revision names a revision on the hub, but {id} is a path");
         }
         return Ok(id.into());
     }
