@@ -273,7 +273,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         Some(scheme) => {
             // Where every matrix is quantised, norms tell what the model was made in.
             dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
-            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.others(), tolerated)?;
+            let quantised = Quantised::check(checkpoint, scheme, tensors.all(), tolerated)?;
             if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
                 let num = quantised.num_decoded();
                 notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
