@@ -182,6 +182,16 @@ fn no_flipped_bit_reads_beyond_the_file() {
 }
 
 #[test]
+fn what_is_said_of_text_is_handed_on_key_by_key() {
+    for name in ["tokenizer-bpe", "tokenizer-spm"] {
+        let found: Value =
+            serde_json::from_slice(&open(fixture(&format!("{name}.gguf"))).unwrap().tokenizer()).unwrap();
+        let wanted: Value = serde_json::from_slice(fixture(&format!("{name}.json"))).unwrap();
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+#[test]
 fn headers_longer_than_the_first_read_are_read_on() {
     let long = "x".repeat(3 << 20);
     let gguf = open(file(&[key("tokenizer.long", 8, &text(&long))], &[tensor("t", &[8], 0, 0)], 32).leak()).unwrap();
