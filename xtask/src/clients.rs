@@ -1,4 +1,4 @@
-//! Tests with real clients: Python packages at pinned versions in a virtual environment under `target/`, and curl.
+//! Tests with real clients, and readers of what is written: Python packages at pinned versions in virtual environments under `target/`, and curl.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{cargo, run};
 
 /// Folders under `clients/`, each with its pinned requirements: packages that cannot be installed together live apart.
-const FOLDERS: [&str; 2] = ["current", "archived"];
+const FOLDERS: [&str; 3] = ["current", "archived", "readers"];
 
 /// Builds the server, prepares the environments, and lets pytest talk to a server that it starts.
 pub fn check(root: &Path) -> Result<()> {

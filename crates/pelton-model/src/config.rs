@@ -75,6 +75,11 @@ impl HfConfig {
         }
     }
 
+    /// Which file this is, or is part of.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// The object under `key`, if there is one.
     pub fn section(&self, key: &str) -> Result<Option<HfConfig>, ConfigError> {
         match self.get(key) {
@@ -113,6 +118,25 @@ impl HfConfig {
             Some(size) => Ok(Some(size)),
             None => Err(self.refuse(key, &format!("a whole number from {} to {}", range.start(), range.end()))),
         }
+    }
+
+    /// A whole number within `range`, which may be below zero, if there is one.
+    pub fn optional_integer(&self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_i64().filter(|x| range.contains(x)) {
+            Some(integer) => Ok(Some(integer)),
+            None => Err(self.refuse(key, &format!("a whole number from {} to {}", range.start(), range.end()))),
+        }
+    }
+
+    /// A list of whole numbers within `range`, if there is one.
+    pub fn optional_sizes(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<Vec<usize>>, ConfigError> {
+        let expected =
+            || self.refuse(key, &format!("a list of whole numbers from {} to {}", range.start(), range.end()));
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let items = value.as_array().ok_or_else(expected)?;
+        let size = |item: &Value| item.as_u64().and_then(|x| usize::try_from(x).ok()).filter(|x| range.contains(x));
+        items.iter().map(size).collect::<Option<Vec<_>>>().map(Some).ok_or_else(expected)
     }
 
     /// A number within `range`.

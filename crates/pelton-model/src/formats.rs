@@ -3,31 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use pelton_backend::{DType, IntGroups, WeightFormat};
+use pelton_backend::{DType, WeightFormat};
 
 use crate::spec::{DecoderTensors, TensorSpec};
+use crate::treatment::Treatment;
 use crate::weights::{CheckpointError, TensorSource};
-
-/// How to quantise matrices while they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantize {
-    /// Every matrix, into integers.
-    Integers {
-        /// Matrices of layers.
-        layers: IntGroups,
-        /// The embedding and the head.
-        vocab: IntGroups,
-    },
-    /// None, and those that arrive in integers become numbers.
-    Decoded,
-}
-
-impl Quantize {
-    /// Eight bits everywhere.
-    pub const INT8: Self = Self::Integers { layers: IntGroups::INT8, vocab: IntGroups::INT8 };
-    /// Four bits in layers, eight where tokens come in and logits go out.
-    pub const INT4: Self = Self::Integers { layers: IntGroups::INT4, vocab: IntGroups::INT8 };
-}
 
 /// The formats a model's matrices are kept in, each once, the one with most bytes first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,29 +43,31 @@ pub(crate) struct MatrixFormats {
 }
 
 impl MatrixFormats {
-    /// Matrices are kept as `quantize` says; without it, in the integers they arrive in, else in `dtype`.
+    /// Matrices are kept as `treatment` says, numbers in `dtype`.
     ///
     /// Matrices that read the same input are joined, which needs one format and, in integers, one order of input features. Where a
-    /// checkpoint has them differ, all parts of the join become numbers in `dtype`: nothing is lost but memory.
+    /// checkpoint has them differ, all parts of the join become numbers: nothing is lost but memory.
     pub(crate) fn new(
         tensors: &DecoderTensors,
         source: &dyn TensorSource,
-        quantize: Option<Quantize>,
+        treatment: Treatment,
         dtype: DType,
     ) -> Result<Self, CheckpointError> {
-        let format = |tensor: &TensorSpec, asked: fn(Quantize) -> Option<IntGroups>| match quantize {
-            None => source.integers(tensor).map_or(dtype.into(), WeightFormat::from),
-            Some(quantize) => asked(quantize).map_or(dtype.into(), WeightFormat::from),
+        let format = |tensor: &TensorSpec, is_vocab: bool| match treatment {
+            Treatment::AsTheyCome => source.integers(tensor).map_or(dtype.into(), WeightFormat::from),
+            Treatment::Numbers | Treatment::Rounded(_) => dtype.into(),
+            Treatment::Integers { vocab, .. } if is_vocab => vocab.into(),
+            Treatment::Integers { layers, .. } => layers.into(),
         };
         let mut formats = Self { by_name: HashMap::new(), decoded: Vec::new() };
         for tensor in tensors.vocab() {
-            formats.by_name.insert(tensor.name.clone(), format(tensor, Quantize::vocab));
+            formats.by_name.insert(tensor.name.clone(), format(tensor, true));
         }
         for linear in tensors.linears() {
-            let mut kept: Vec<WeightFormat> = linear.parts.iter().map(|part| format(part, Quantize::layers)).collect();
+            let mut kept: Vec<WeightFormat> = linear.parts.iter().map(|part| format(part, false)).collect();
             let alike = kept.windows(2).all(|two| two[0] == two[1]);
-            let arrive_so = quantize.is_none() && matches!(kept[..], [WeightFormat::Grouped(_), ..]);
-            if !alike || arrive_so && !source.sorted_alike(&linear.parts)? {
+            let in_integers = kept.iter().any(|format| matches!(format, WeightFormat::Grouped(_)));
+            if !alike || treatment == Treatment::AsTheyCome && in_integers && !source.sorted_alike(&linear.parts)? {
                 kept.fill(dtype.into());
                 formats.decoded.extend(linear.parts.iter().map(|part| part.name.clone()));
             }
@@ -123,21 +105,5 @@ impl MatrixFormats {
         }
         found.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
         found.into_iter().map(|(format, _)| format).collect()
-    }
-}
-
-impl Quantize {
-    fn layers(self) -> Option<IntGroups> {
-        match self {
-            Self::Integers { layers, .. } => Some(layers),
-            Self::Decoded => None,
-        }
-    }
-
-    fn vocab(self) -> Option<IntGroups> {
-        match self {
-            Self::Integers { vocab, .. } => Some(vocab),
-            Self::Decoded => None,
-        }
     }
 }

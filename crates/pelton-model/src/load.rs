@@ -10,13 +10,17 @@ use crate::config::{ConfigError, HfConfig};
 use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
 use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
-use crate::formats::{MatrixFormats, Quantize};
+use crate::formats::MatrixFormats;
 use crate::gguf::GgufWeights;
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::shape::Shape;
 use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
-use crate::weights::{Checkpoint, CheckpointError, Matrix, RandomWeights, Tensor, TensorSource, listed};
+use crate::treatment::{Quantize, QuantizeError, Treatment};
+use crate::weights::{
+    Checkpoint, CheckpointError, Codebook, Matrix, QuantConfigError, Quantised, RandomWeights, Scheme, Tensor,
+    TensorSource, listed, scheme_of,
+};
 use crate::workspace::Workspace;
 
 const CONFIG: &str = "config.json";
@@ -30,6 +34,12 @@ pub enum LoadError {
     /// Its configuration cannot be served.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// How it is quantised cannot be read, or not served.
+    #[error(transparent)]
+    QuantConfig(#[from] QuantConfigError),
+    /// What was asked for is not what it is.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// Its weights are damaged, or another model's.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -128,14 +138,15 @@ pub fn load_random<B: Backend>(
 ) -> Result<Decoder<B>, LoadError> {
     let spec = shape.spec();
     let limits = check_options(options, &spec)?;
-    let weights = Weights { source: Box::new(RandomWeights::new(seed)), dtype: Some(RandomWeights::DTYPE) };
+    let weights =
+        Weights { source: Box::new(RandomWeights::new(seed)), scheme: None, dtype: Some(RandomWeights::DTYPE) };
     let prepared = plan(shape.architecture, spec, weights, limits, Vec::new(), backend.memory(), options)?;
     build(prepared, backend, options)
 }
 
 /// Packs the weights of `prepared` into `backend`.
 fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, source, formats, limits, plan, info } = prepared;
+    let Prepared { spec, tensors, source, formats, rounding, limits, plan, info } = prepared;
     let attention = &spec.attention;
     let table_shape = vec![limits.max_positions, attention.rope.rotary_dim];
     let rope_table = HostTensor::new(DType::F32, table_shape, attention.rope.table(limits.max_positions))?;
@@ -143,7 +154,14 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader = Loader { backend: &backend, source: source.as_ref(), formats: &formats, norm_eps: spec.norm_eps, bar };
+    let loader = Loader {
+        backend: &backend,
+        source: source.as_ref(),
+        formats: &formats,
+        rounding,
+        norm_eps: spec.norm_eps,
+        bar,
+    };
     // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.vocab(&tensors.embed)?;
     let head = tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?;
@@ -188,45 +206,68 @@ struct Prepared {
     tensors: DecoderTensors,
     source: Box<dyn TensorSource>,
     formats: MatrixFormats,
+    rounding: Option<Codebook>,
     limits: StepLimits,
     plan: MemoryPlan,
     info: DecoderInfo,
 }
 
-/// Tensors, and the precision most of their numbers are in.
+/// Tensors, how they are quantised, and the precision most of their numbers are in.
 struct Weights {
     source: Box<dyn TensorSource>,
+    scheme: Option<Scheme>,
     dtype: Option<DType>,
 }
 
 fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -> Result<Prepared, LoadError> {
     let config = files.read(CONFIG)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
-    let (architecture, mut spec) = spec_of(&HfConfig::parse(CONFIG, &config)?)?;
+    let config = HfConfig::parse(CONFIG, &config)?;
+    let (architecture, mut spec) = spec_of(&config)?;
     let limits = check_options(options, &spec)?;
     if let Some(gguf) = files.gguf() {
         let dtype = match (options.quantize, options.dtype) {
             // What is quantised next shall not be rounded before.
-            (Some(Quantize::Integers { .. }), _) => Some(DType::F32),
+            (Some(quantize), _) if quantize != Quantize::Numbers => Some(DType::F32),
             (_, DTypeChoice::Exact(dtype)) => Some(dtype),
             (_, DTypeChoice::Auto) => None,
         };
         let source =
             GgufWeights::new(gguf, &spec.tensors(), spec.attention.head_dim, dtype).map_err(CheckpointError::from)?;
-        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source) };
+        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source), scheme: None };
         return plan(architecture, spec, weights, limits, Vec::new(), memory, options);
     }
+    let scheme = scheme_of(&config, files)?;
     let checkpoint = Checkpoint::open(files)?;
     let mut notes = Vec::new();
-    let head = format!("{}.weight", spec.names.head);
-    if !spec.tied_head && !checkpoint.has(&head) {
+    let head = format!("{}.", spec.names.head);
+    if !spec.tied_head && !checkpoint.has_any(&head) {
         spec.tied_head = true;
-        notes.push(format!("{head} is missing although tie_word_embeddings is false; logits come from the embedding"));
+        notes.push(format!(
+            "{head}weight is missing although tie_word_embeddings is false; logits come from the embedding"
+        ));
     }
     let tensors = spec.tensors();
-    let all = tensors.matrices().chain(tensors.vectors());
-    checkpoint.check(all, |name| name == head || spec.names.ignored.iter().any(|ending| name.ends_with(ending)))?;
-    let dtype = checkpoint.prevailing_dtype(tensors.matrices());
-    plan(architecture, spec, Weights { source: Box::new(checkpoint), dtype }, limits, notes, memory, options)
+    let tolerated = |name: &str| {
+        spec.tied_head && name.starts_with(&head) || spec.names.ignored.iter().any(|ending| name.ends_with(ending))
+    };
+    let mut dtype = checkpoint.prevailing_dtype(tensors.matrices());
+    let source: Box<dyn TensorSource> = match scheme {
+        None => {
+            checkpoint.check(tensors.matrices().chain(tensors.vectors()), tolerated, Vec::new())?;
+            Box::new(checkpoint)
+        }
+        Some(scheme) => {
+            // Where every matrix is quantised, norms tell what the model was made in.
+            dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
+            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.vectors(), tolerated)?;
+            if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
+                let num = quantised.num_decoded();
+                notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
+            }
+            Box::new(quantised)
+        }
+    };
+    plan(architecture, spec, Weights { source, scheme, dtype }, limits, notes, memory, options)
 }
 
 /// Settles precisions, and how memory is used.
@@ -244,7 +285,18 @@ fn plan(
         DTypeChoice::Exact(dtype) => dtype,
         DTypeChoice::Auto => weights.dtype.unwrap_or(DType::F32),
     };
-    let formats = MatrixFormats::new(&tensors, weights.source.as_ref(), options.quantize, dtype)?;
+    let in_integers = tensors.matrices().any(|tensor| weights.source.integers(tensor).is_some());
+    let treatment = Treatment::of(options.quantize, weights.scheme.as_ref(), in_integers)?;
+    let formats = MatrixFormats::new(&tensors, weights.source.as_ref(), treatment, dtype)?;
+    let rounding = match treatment {
+        Treatment::Rounded(codebook) => {
+            notes.push(format!(
+                "weights are rounded to {codebook} and kept in {dtype}, which saves no memory; --quantize int8 or int4 does"
+            ));
+            Some(codebook)
+        }
+        _ => None,
+    };
     if !formats.decoded.is_empty() {
         notes.push(format!(
             "{} are kept in {dtype}: what they are joined with is quantised in another way",
@@ -266,7 +318,7 @@ fn plan(
     let plan = MemoryPlan::new(&spec, &tensors, &formats, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
-    Ok(Prepared { spec, tensors, source: weights.source, formats, limits, plan, info })
+    Ok(Prepared { spec, tensors, source: weights.source, formats, rounding, limits, plan, info })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {
@@ -299,6 +351,8 @@ struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn TensorSource,
     formats: &'a MatrixFormats,
+    /// Of matrices of layers.
+    rounding: Option<Codebook>,
     norm_eps: f32,
     bar: ProgressBar,
 }
@@ -316,22 +370,26 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)? })
     }
 
     /// The embedding or the head.
     fn vocab(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
-        self.pack(std::slice::from_ref(tensor))
+        self.pack(std::slice::from_ref(tensor), None)
     }
 
     /// Maps (or makes) `parts`, packs them joined by output rows, and lets them go.
-    fn pack(&self, parts: &[TensorSpec]) -> Result<B::Linear, LoadError> {
+    fn pack(&self, parts: &[TensorSpec], rounding: Option<Codebook>) -> Result<B::Linear, LoadError> {
         let matrices = parts.iter().map(|part| self.source.matrix(part)).collect::<Result<Vec<_>, _>>()?;
         let format = self.formats.of(&parts[0]);
         let packed = match integers(matrices, format) {
             Ok(weights) => self.backend.pack_grouped(&weights)?,
             Err(matrices) => {
-                let tensors: Vec<Tensor> = matrices.into_iter().map(Matrix::decoded).collect();
+                let numbers = matrices.into_iter().map(Matrix::decoded);
+                let tensors: Vec<Tensor> = match rounding {
+                    Some(codebook) => numbers.map(|tensor| tensor.rounded(codebook)).collect(),
+                    None => numbers.collect(),
+                };
                 let weights = tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), format));
                 self.backend.pack(&weights.collect::<Result<Vec<_>, _>>()?)?
             }

@@ -255,6 +255,7 @@ mod tests {
     use super::*;
     use crate::config::HfConfig;
     use crate::families::spec_of;
+    use crate::treatment::Treatment;
     use crate::weights::RandomWeights;
 
     const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
@@ -267,7 +268,7 @@ mod tests {
         let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 250 };
         let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
         let tensors = spec.tensors();
-        let formats = MatrixFormats::new(&tensors, &RandomWeights::new(0), None, DType::BF16).unwrap();
+        let formats = MatrixFormats::new(&tensors, &RandomWeights::new(0), Treatment::AsTheyCome, DType::BF16).unwrap();
         MemoryPlan::new(&spec, &tensors, &formats, limits, kv, budget, memory)
     }
 

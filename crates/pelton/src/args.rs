@@ -6,6 +6,7 @@ mod duration;
 pub mod eval;
 pub mod hub;
 pub mod kernels;
+pub mod quantize;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +29,8 @@ pub enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Measure how well a model predicts: what formats of weights cost in quality.
     Eval(eval::EvalArgs),
+    /// Write a checkpoint with smaller weights (GPTQ, AWQ, int8, int4) that this and other servers load.
+    Quantize(Box<quantize::QuantizeArgs>),
     /// Measure this machine and the kernels on it: memory bandwidth, arithmetic peaks, and each kernel's share of what limits it.
     Kernels(kernels::KernelsArgs),
 }

@@ -4,4 +4,5 @@ pub mod bench;
 mod checkpoint;
 pub mod eval;
 pub mod kernels;
+pub mod quantize;
 pub mod serve;

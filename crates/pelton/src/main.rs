@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::run(*args),
         Command::Bench(args) => commands::bench::run(*args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
         Command::Kernels(args) => commands::kernels::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -123,7 +123,7 @@ fn company_chunks_prefixes_and_preemption_change_nothing() {
 
 #[test]
 fn company_changes_nothing_in_integers() {
-    for quantize in [Quantize::INT8, Quantize::INT4] {
+    for quantize in [Quantize::Int8, Quantize::Int4] {
         let settings = Settings { quantize: Some(quantize), ..ROOMY };
         let alone = alone(settings.quantize);
         assert_eq!(together(settings).0, alone, "{quantize:?} in a batch of 64");

@@ -43,8 +43,8 @@ fn perplexity_stays_near_that_of_float32() {
     for (name, dtype, quantize, kv_format, bound) in [
         ("bfloat16", DType::BF16, None, auto, 0.0005),
         ("float16", DType::F16, None, auto, 0.0005),
-        ("int8", DType::F32, Some(Quantize::INT8), auto, 0.005),
-        ("int4", DType::F32, Some(Quantize::INT4), auto, 0.03),
+        ("int8", DType::F32, Some(Quantize::Int8), auto, 0.005),
+        ("int4", DType::F32, Some(Quantize::Int4), auto, 0.03),
         ("int8 keys and values", DType::F32, None, KvFormatChoice::Exact(KvFormat::Int8), 0.001),
     ] {
         let change = (nats(dtype, quantize, kv_format) - reference).exp() - 1.0;

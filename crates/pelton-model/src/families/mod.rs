@@ -23,12 +23,6 @@ pub fn spec_of(config: &HfConfig) -> Result<(&'static str, DecoderSpec), ConfigE
         let known = architectures().collect::<Vec<_>>().join(", ");
         return Err(config.unsupported("architectures", &format!("not known; known are {known}")));
     };
-    if let Some(quantization) = config.section("quantization_config")? {
-        let method = quantization.optional_text("quant_method")?.unwrap_or("unnamed").to_owned();
-        let why =
-            format!("checkpoints quantized by {method} are not supported yet; use one in bfloat16, float16 or float32");
-        return Err(config.unsupported("quantization_config", &why));
-    }
     Ok((name, declare(config)?))
 }
 
@@ -48,13 +42,6 @@ mod tests {
         );
         assert_eq!(error("{}"), "config.json has no architectures");
         assert!(error(r#"{"architectures": "LlamaForCausalLM"}"#).contains("a list of strings"));
-    }
-
-    #[test]
-    fn quantized_checkpoints_are_refused_by_method() {
-        let text =
-            r#"{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq", "bits": 4}}"#;
-        assert!(error(text).contains("quantized by gptq are not supported yet"), "{}", error(text));
     }
 
     /// Whatever a byte is changed to, the answer is a spec or an error, and every spec can be laid out.

@@ -8,11 +8,11 @@ use serde::Deserialize;
 use crate::files::{FilesError, ModelFiles, is_plain};
 use crate::gguf::GgufError;
 use crate::spec::TensorSpec;
-use crate::weights::TensorSource;
 use crate::weights::arrange::arrange;
 use crate::weights::pickle::{self, PickleError};
 use crate::weights::safetensors::{ElementType, SafetensorsError};
 use crate::weights::shard::{Bytes, Entry, Shard};
+use crate::weights::{Codebook, TensorSource};
 
 /// How weight files of a format are called.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,6 +81,14 @@ pub enum CheckpointError {
         /// The other.
         second: String,
     },
+    /// Numbers that no tensor of its kind can hold.
+    #[error("{tensor}: {cause}")]
+    Values {
+        /// Which tensor, or the module it belongs to.
+        tensor: String,
+        /// What is wrong with them.
+        cause: String,
+    },
     /// Tensors missing, left over, or of another shape or type than the configuration says.
     #[error("the checkpoint does not fit config.json ({count} wrong): {problems}")]
     Mismatch {
@@ -102,9 +110,9 @@ pub struct Checkpoint {
 /// One tensor, its bytes mapped (or held) until it is dropped.
 #[derive(Debug)]
 pub struct Tensor {
-    dtype: DType,
-    shape: Vec<usize>,
-    bytes: Bytes,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Bytes,
 }
 
 impl Tensor {
@@ -116,6 +124,14 @@ impl Tensor {
     /// One of `bytes`, which must fill the shape.
     pub(crate) fn of(dtype: DType, shape: Vec<usize>, bytes: Bytes) -> Self {
         Self { dtype, shape, bytes }
+    }
+
+    /// A matrix with its numbers rounded to those of `codebook`.
+    pub(crate) fn rounded(&self, codebook: Codebook) -> Self {
+        let host = self.host();
+        let mut values = host.to_f32();
+        codebook.round(&mut values, self.shape.last().copied().unwrap_or(1));
+        Self::made(DType::F32, self.shape.clone(), values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     /// The numbers, borrowed.
@@ -221,9 +237,9 @@ impl Checkpoint {
         Ok(Self { shards, places })
     }
 
-    /// Whether there is a tensor of that name.
-    pub fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+    /// Whether there is a tensor whose name begins so.
+    pub fn has_any(&self, beginning: &str) -> bool {
+        self.places.range(beginning.to_owned()..).next().is_some_and(|(name, _)| name.starts_with(beginning))
     }
 
     /// The type in which most numbers of `tensors` are stored; `None` when there are none.
@@ -240,13 +256,13 @@ impl Checkpoint {
     }
 
     /// Checks the headers against what a model needs: every tensor of `wanted` is there with its shape and a type that can be read, and
-    /// no other is, unless `tolerated` says so.
+    /// no other is, unless `tolerated` says so. `problems` are those found before, told together with the others.
     pub fn check<'a>(
         &self,
         wanted: impl Iterator<Item = &'a TensorSpec>,
         tolerated: impl Fn(&str) -> bool,
+        mut problems: Vec<String>,
     ) -> Result<(), CheckpointError> {
-        let mut problems = Vec::new();
         let mut unread: BTreeMap<&str, &Entry> = self
             .shards
             .iter()
@@ -287,6 +303,19 @@ impl Checkpoint {
                 count: 1,
                 problems: format!("{} is not there as {:?}", wanted.name, wanted.stored_shape()),
             }),
+        }
+    }
+
+    /// Type and shape of a tensor.
+    pub(super) fn stored(&self, name: &str) -> Option<(&ElementType, &[usize])> {
+        self.entry(name).map(|(_, entry)| (&entry.element, entry.shape.as_slice()))
+    }
+
+    /// Bytes of a tensor; none of one that is not there.
+    pub(super) fn bytes(&self, name: &str) -> Result<Bytes, CheckpointError> {
+        match self.entry(name) {
+            Some((shard, entry)) => Ok(shard.bytes(entry)?),
+            None => Ok(Bytes::Memory(&[])),
         }
     }
 
@@ -347,10 +376,13 @@ mod tests {
         let files = ModelFiles::embedded(&[(FORMATS[0].single, shard(&[("a", &[2, 3])]))]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let transposed = TensorSpec { stored: Stored::Transposed, ..wanted("a", &[3, 2]) };
-        checkpoint.check(once(&transposed), |_| false).unwrap();
+        checkpoint.check(once(&transposed), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.tensor(&transposed).unwrap().host().shape(), [3, 2]);
-        let error =
-            checkpoint.check(once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }), |_| false);
+        let error = checkpoint.check(
+            once(&TensorSpec { stored: Stored::Transposed, ..wanted("a", &[2, 3]) }),
+            |_| false,
+            Vec::new(),
+        );
         assert!(error.unwrap_err().to_string().ends_with("a has shape [2, 3], expected [3, 2]"));
         let rows = TensorSpec { stored: Stored::Rows([1, 0].into()), ..wanted("a", &[2, 3]) };
         assert_eq!(checkpoint.tensor(&rows).unwrap().host().shape(), [2, 3]);
@@ -365,7 +397,7 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[2]), wanted("b", &[3])];
-        checkpoint.check(all.iter(), |_| false).unwrap();
+        checkpoint.check(all.iter(), |_| false, Vec::new()).unwrap();
         assert_eq!(checkpoint.prevailing_dtype(all.iter()), Some(DType::F32));
         assert_eq!(checkpoint.tensor(&all[1]).unwrap().host().shape(), [3]);
         assert!(checkpoint.tensor(&wanted("b", &[2])).is_err());
@@ -382,14 +414,14 @@ mod tests {
         ]);
         let checkpoint = Checkpoint::open(&files).unwrap();
         let all = [wanted("a", &[3, 2]), wanted("b", &[7]), wanted("ids", &[1])];
-        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq")).unwrap_err();
+        let error = checkpoint.check(all.iter(), |name| name.ends_with("inv_freq"), Vec::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the checkpoint does not fit config.json (4 wrong): a has shape [2, 3], expected [3, 2]; b is missing, expected [7]; \
              ids has type I64, expected float32, float16 or bfloat16; extra belongs to no part of the model"
         );
         let many: Vec<TensorSpec> = (0..50).map(|i| wanted(&format!("t{i:02}"), &[1])).collect();
-        let error = checkpoint.check(many.iter(), |_| true).unwrap_err().to_string();
+        let error = checkpoint.check(many.iter(), |_| true, Vec::new()).unwrap_err().to_string();
         assert!(error.contains("(50 wrong)") && error.ends_with("and 42 more") && error.contains("t07"), "{error}");
     }
 

@@ -2,16 +2,21 @@
 
 mod arrange;
 mod checkpoint;
+mod codebook;
 pub(crate) mod pickle;
 mod random;
 pub(crate) mod safetensors;
+mod scheme;
 mod shard;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{FORMATS, FileFormat, Index, listed};
+pub(crate) use codebook::Codebook;
 pub use pickle::PickleError;
 pub(crate) use random::RandomWeights;
 pub use safetensors::{ElementType, SafetensorsError};
+pub use scheme::QuantConfigError;
+pub(crate) use scheme::{Quantised, Scheme, scheme_of};
 pub(crate) use shard::{Bytes, span};
 
 use pelton_backend::{DType, GroupedWeight, IntGroups};

@@ -59,11 +59,11 @@ fn quantised_matrices_are_counted_in_their_formats() {
     let out_features = 32 + 16 + 16 + 32 + 2 * 56;
     let vocab = 2 * 200 * (32 + 8);
     assert_eq!(
-        bytes(Some(Quantize::INT8)),
+        bytes(Some(Quantize::Int8)),
         (vectors + vocab + 3 * (out_features * (32 + 8) + 32 * (56 + 8)), "int8".into())
     );
     let int4 = vectors + vocab + 3 * (out_features * (16 + 2 + 4) + 32 * (28 + 2 * 2 + 4));
-    assert_eq!(bytes(Some(Quantize::INT4)), (int4, "int4 g32, vocabulary int8".into()));
+    assert_eq!(bytes(Some(Quantize::Int4)), (int4, "int4 g32, vocabulary int8".into()));
 }
 
 #[test]

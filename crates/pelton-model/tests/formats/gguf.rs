@@ -48,7 +48,7 @@ fn q8_0_decoded_is_what_transformers_computes_with_its_numbers() {
     let (prompt, wanted, tokens) = expected();
     let options = LoadOptions {
         dtype: DTypeChoice::Exact(DType::F32),
-        quantize: Some(Quantize::Decoded),
+        quantize: Some(Quantize::Numbers),
         ..LoadOptions::default()
     };
     let mut decoder = decoder(&file("llama-q8_0.gguf"), options).unwrap();

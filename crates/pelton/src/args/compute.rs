@@ -15,21 +15,34 @@ pub struct ComputeArgs {
     /// Instruction set to compute with; narrower than the machine's for tests and bug reports.
     #[arg(long, env = "PELTON_ISA", value_enum, default_value_t = IsaArg::Auto)]
     pub isa: IsaArg,
+
+    /// Bind each thread that helps computing to a processor of its own; the one that hands out work stays free to move. Steadies machines
+    /// that do nothing else. Where other processes compute too, a bound thread waits for its processor while another is free.
+    #[arg(long, env = "PELTON_PIN_THREADS", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub pin_threads: bool,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct PrecisionArgs {
-    /// Precision of the weights in memory. `auto` keeps the checkpoint's; `float32` costs twice the memory and time of the
-    /// 16-bit types and is what checks against references run in.
+    /// Precision of the weights that are kept as numbers. `auto` keeps the checkpoint's; `float32` costs twice the memory and time of the
+    /// 16-bit types and is what checks against references run in. Weights that arrive in integers stay integers, whatever is said
+    /// here; `--quantize none` decodes them.
     #[arg(long, env = "DTYPE", value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
 
-    /// Quantise the weights while they are loaded. `int8`: eight bits with one scale for each output feature; rows are quantised as
-    /// they come, and products are summed as integers. Half the memory of bfloat16, and faster. `int4`: four bits in groups of 32 input
-    /// features with a scale each, embedding and head in int8. Near a third of the memory of bfloat16, and the fastest for few users; costs
-    /// answers some of their quality.
-    #[arg(long, env = "QUANTIZE", value_name = "METHOD")]
-    pub quantize: Option<String>,
+    /// How weights are quantised. Without the flag a quantised checkpoint (GPTQ, AWQ, compressed-tensors, bitsandbytes, fp8) is served as it
+    /// is, and any other in its own precision.
+    ///
+    /// While loading, from a checkpoint in numbers: `int8` (also `eetq`, `bitsandbytes`): eight bits with one scale for each output feature;
+    /// half the memory of bfloat16, and faster. `int4`: four bits in groups of 32 input features, embedding and head in int8; near a
+    /// third of the memory of bfloat16, and the fastest for few users; costs answers some of their quality. `fp8`, `bitsandbytes-nf4`,
+    /// `bitsandbytes-fp4`: weights are rounded to these numbers and kept in the precision of --dtype, since no kernel computes in them: to see what they
+    /// cost in quality; they save no memory.
+    ///
+    /// `gptq`, `awq`, `compressed-tensors` say what the checkpoint must be; `marlin` is `gptq`, packed for this machine. `none` decodes
+    /// a quantised checkpoint to numbers in the precision of --dtype, for checks against references.
+    #[arg(long, env = "QUANTIZE", value_name = "METHOD", value_parser = str::parse::<Quantize>)]
+    pub quantize: Option<Quantize>,
 
     /// Precision of keys and values in the cache. `auto` is bfloat16, and float32 with --dtype float32. `int8`: eight bits with a
     /// scale for each key and value of a head: room for nearly twice as many tokens as bfloat16.
@@ -40,20 +53,15 @@ pub struct PrecisionArgs {
 impl PrecisionArgs {
     /// The defaults, in these precisions; refuses what is not built.
     pub fn load_options(&self) -> Result<LoadOptions> {
-        let quantize = match self.quantize.as_deref() {
-            None => None,
-            Some("int8") => Some(Quantize::INT8),
-            Some("int4") => Some(Quantize::INT4),
-            Some(other) => bail!(
-                "--quantize {other} is not built yet: int8 and int4 (or QUANTIZE=int8) quantise any checkpoint while it is loaded"
-            ),
-        };
-        if quantize.is_some() && self.dtype != DtypeArg::Auto {
-            bail!("--dtype means nothing beside --quantize, which decides how weights are kept: leave one of them out");
+        let makes_integers = matches!(self.quantize, Some(Quantize::Int8 | Quantize::Int4 | Quantize::Eetq));
+        if let (Some(quantize), true) = (self.quantize, makes_integers && self.dtype != DtypeArg::Auto) {
+            bail!(
+                "--dtype means nothing beside --quantize {quantize}, which makes every matrix integers: leave one of them out"
+            );
         }
         Ok(LoadOptions {
             dtype: self.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
-            quantize,
+            quantize: self.quantize,
             kv_format: self.kv_cache_dtype.exact().map_or(KvFormatChoice::Auto, KvFormatChoice::Exact),
             ..LoadOptions::default()
         })
@@ -62,7 +70,7 @@ impl PrecisionArgs {
 
 impl ComputeArgs {
     pub fn config(self) -> CpuConfig {
-        CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: false }
+        CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: self.pin_threads }
     }
 }
 

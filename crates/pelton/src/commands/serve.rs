@@ -85,6 +85,7 @@ fn check(args: &ServeArgs) -> Result<()> {
         ("--kv-cache-dtype", args.precision.kv_cache_dtype != KvCacheDtypeArg::Auto),
         ("--threads", args.compute.threads.is_some()),
         ("--isa", args.compute.isa != IsaArg::Auto),
+        ("--pin-threads", args.compute.pin_threads),
     ];
     args.precision.load_options()?;
     if let Some((flag, _)) = computes.into_iter().find(|(_, given)| is_fake && *given) {
