@@ -27,8 +27,8 @@ use crate::spec::{
 };
 use crate::weights::{Checkpoint, CheckpointError};
 
-pub use calibrate::{Calibration, CalibrationError};
 use calibrate::{Calibrated, Place, Seen};
+pub use calibrate::{Calibration, CalibrationError};
 use factor::Moments;
 use gptq::Rounded;
 use pack::NewTensor;
@@ -152,10 +152,8 @@ pub fn quantize<B: Backend>(
     out: &Path,
     show_progress: bool,
 ) -> Result<QuantizeReport, QuantizeError> {
-    let config_bytes = files
-        .read(CONFIG)
-        .map_err(LoadError::from)?
-        .ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
+    let config_bytes =
+        files.read(CONFIG).map_err(LoadError::from)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
     let config = HfConfig::parse(CONFIG, &config_bytes)?;
     let (_, spec) = spec_of(&config)?;
     let checkpoint = Checkpoint::open(files)?;
@@ -219,7 +217,9 @@ fn check_forms(tensors: &DecoderTensors, format: QuantizeFormat) -> Result<(), Q
         }
         let (features, group) = (part.shape[1], group.features(part.shape[1]));
         if !features.is_multiple_of(group) {
-            return refuse(format!("it has {features} features coming in, no whole number of groups of {group}; try smaller groups"));
+            return refuse(format!(
+                "it has {features} features coming in, no whole number of groups of {group}; try smaller groups"
+            ));
         }
     }
     Ok(())
@@ -353,20 +353,17 @@ impl Job<'_> {
     }
 
     /// `weight` in integers.
-    fn rounded(
-        &self,
-        weight: &Array2<f32>,
-        moments: Option<&Moments>,
-        fold: &Fold,
-    ) -> Result<Rounded, QuantizeError> {
+    fn rounded(&self, weight: &Array2<f32>, moments: Option<&Moments>, fold: &Fold) -> Result<Rounded, QuantizeError> {
         let format = self.format.integers();
         let each = |round: &dyn Fn(&[f32]) -> GroupedRow| Rounded {
             rows: weight.rows().into_iter().map(|row| round(&row.to_vec())).collect(),
             order: None,
         };
         Ok(match (self.format, moments) {
-            (QuantizeFormat::Gptq { act_order, .. }, Some(moments)) => gptq::gptq(weight, moments, format, act_order)
-                .ok_or_else(|| CalibrationError::NotFinite { linear: format!("{:?}", weight.dim()) })?,
+            (QuantizeFormat::Gptq { act_order, .. }, Some(moments)) => {
+                gptq::gptq(weight, moments, format, act_order)
+                    .ok_or_else(|| CalibrationError::NotFinite { linear: format!("{:?}", weight.dim()) })?
+            }
             (QuantizeFormat::Awq { .. }, Some(moments)) => {
                 let mut squares = moments.squares();
                 if let Some(inputs) = &fold.inputs {
@@ -395,7 +392,9 @@ impl Job<'_> {
     /// Divides what `norm` gives by `factors`.
     fn divide_norm(&mut self, norm: &NormTensors, factors: &Array1<f32>) -> Result<(), QuantizeError> {
         let stored_less = if self.spec.norm.kind == NormKind::RmsLessOne { 1.0 } else { 0.0 };
-        for (tensor, less) in std::iter::once((&norm.weight, stored_less)).chain(norm.bias.iter().map(|bias| (bias, 0.0))) {
+        for (tensor, less) in
+            std::iter::once((&norm.weight, stored_less)).chain(norm.bias.iter().map(|bias| (bias, 0.0)))
+        {
             let mut numbers = self.checkpoint.tensor(tensor)?.host().to_f32();
             numbers.iter_mut().zip(factors).for_each(|(x, factor)| *x = (*x + less) / factor - less);
             self.keep_vector(tensor, &numbers);

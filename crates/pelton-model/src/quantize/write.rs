@@ -161,7 +161,9 @@ fn quantization_config(format: QuantizeFormat, tensors: &DecoderTensors, spec: &
     };
     // Matrices that stay in numbers: the head, and what chooses experts.
     let mut kept: Vec<&str> = vec![spec.names.head];
-    kept.extend(tensors.layers.iter().flat_map(|layer| layer.mlp.routers()).filter_map(|it| it.name.strip_suffix(".weight")));
+    kept.extend(
+        tensors.layers.iter().flat_map(|layer| layer.mlp.routers()).filter_map(|it| it.name.strip_suffix(".weight")),
+    );
     let compressed = |storage: &str, weights: Value, inputs: Value| {
         json!({
             "quant_method": "compressed-tensors", "format": storage, "quantization_status": "compressed", "ignore": kept,
