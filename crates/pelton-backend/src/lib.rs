@@ -20,6 +20,6 @@ pub use batch::{BlockId, Span, StepBatch, TokenId};
 pub use error::BackendError;
 pub use grouped::{Bits, Group, GroupedRow, GroupedWeight, IntGroups};
 pub use host::{DType, HostTensor};
-pub use spec::{Act, AttendSpec, KvFormat, KvSpec, MemoryReport, RmsNorm, RopeSpec, alibi_slope};
+pub use spec::{Act, AttendSpec, HeadNorms, KvFormat, KvSpec, MemoryReport, Norm, RopeSpec, RouteSpec, alibi_slope};
 pub use weight::{DenseWeight, WeightFormat};
 pub use workers::{CallerAlone, Workers};

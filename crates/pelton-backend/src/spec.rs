@@ -11,15 +11,55 @@ pub enum Act {
     Gelu,
     /// GELU by tanh, as `gelu_new` and `gelu_pytorch_tanh` mean it.
     GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
 }
 
-/// RMS norm: `x * weight / sqrt(mean(x^2) + eps)`.
+/// How a row is brought to size.
 #[derive(Debug)]
-pub struct RmsNorm<Param> {
-    /// `[hidden]`.
-    pub weight: Param,
+pub enum Norm<Param> {
+    /// `x * weight / sqrt(mean(x^2) + eps)` (Zhang and Sennrich 2019).
+    Rms {
+        /// `[hidden]`.
+        weight: Param,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `(x - mean(x)) * weight / sqrt(variance(x) + eps) + bias`, where the variance is the mean square distance from the mean (Ba et al. 2016).
+    Layer {
+        /// `[hidden]`.
+        weight: Param,
+        /// `[hidden]`; nothing is added without.
+        bias: Option<Param>,
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// RMS norms of each query and each key head inside a `[rows, (num_heads + 2 * num_kv_heads) * head_dim]` qkv row.
+#[derive(Debug)]
+pub struct HeadNorms<Param> {
+    /// `[head_dim]`, for every query head.
+    pub query: Param,
+    /// `[head_dim]`, for every key head.
+    pub key: Param,
     /// Added to the mean square.
     pub eps: f32,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key heads; the value heads behind them are left alone.
+    pub num_kv_heads: usize,
+}
+
+/// How experts are chosen for a row, and what each counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// Experts to choose from.
+    pub num_experts: usize,
+    /// Experts of a row, 1 to `num_experts`.
+    pub top_k: usize,
+    /// Whether the weights of the chosen ones are made to sum to one.
+    pub renormalise: bool,
 }
 
 /// Rotary embedding of the query and key heads inside a `[rows, (num_heads + 2 * num_kv_heads) * head_dim]` qkv row.

@@ -24,18 +24,19 @@ mod scratch;
 mod step;
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, DenseWeight, GroupedWeight, HostTensor, KvSpec, MemoryReport, RmsNorm,
-    RopeSpec, StepBatch, Workers,
+    Act, AttendSpec, Backend, BackendError, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvSpec, MemoryReport,
+    Norm, RopeSpec, RouteSpec, StepBatch, Workers,
 };
 
 pub use buffer::{Param, Rows};
 pub use isa::IsaChoice;
 pub use kernels::linear::PackedLinear;
+pub use kernels::route::Routes;
 pub use kv::KvCache;
 pub use step::Step;
 
 use isa::Isa;
-use kernels::{activation, attention, embed, linear, norm, rope};
+use kernels::{activation, attention, embed, linear, norm, rope, route, scale};
 use pool::Pool;
 use scratch::Scratches;
 
@@ -115,6 +116,7 @@ impl Backend for CpuBackend {
     type Linear = PackedLinear;
     type KvCache = KvCache;
     type Step = Step;
+    type Routes = Routes;
 
     fn param(&self, data: &HostTensor<'_>) -> Result<Param, BackendError> {
         Param::new(data)
@@ -140,6 +142,10 @@ impl Backend for CpuBackend {
         Ok(Step::new(max_rows))
     }
 
+    fn routes(&self, max_rows: usize, spec: &RouteSpec) -> Result<Routes, BackendError> {
+        Ok(Routes::new(max_rows, spec))
+    }
+
     fn memory(&self) -> MemoryReport {
         memory::report()
     }
@@ -158,24 +164,31 @@ impl Backend for CpuBackend {
         embed::embed(&self.pool, &step.batch.token_ids, table, out.values_mut());
     }
 
-    fn norm(&self, x: &Rows, norm: &RmsNorm<Param>, out: &mut Rows) {
-        assert_eq!(x.cols(), norm.weight.values().len(), "a norm's weight is as wide as its rows");
-        out.set_num_rows(x.num_rows());
-        norm::rms_norm(self.isa, &self.pool, x.values(), norm.weight.values(), norm.eps, out.values_mut());
+    fn add_positions(&self, step: &Step, table: &Param, x: &mut Rows) {
+        let cols = x.cols();
+        embed::add_positions(self.isa, &self.pool, &step.batch.positions, table.values(), cols, x.values_mut());
     }
 
-    fn add_norm(&self, residual: &mut Rows, delta: &Rows, norm: &RmsNorm<Param>, out: &mut Rows) {
-        assert_eq!(residual.cols(), norm.weight.values().len(), "a norm's weight is as wide as its rows");
+    fn scale(&self, factor: f32, x: &mut Rows) {
+        scale::scale(self.isa, &self.pool, factor, x.values_mut());
+    }
+
+    fn norm(&self, x: &Rows, norm: &Norm<Param>, out: &mut Rows) {
+        let norm = values_of(norm);
+        assert_eq!(x.cols(), norm.cols(), "a norm's weight is as wide as its rows");
+        out.set_num_rows(x.num_rows());
+        norm::norm(self.isa, &self.pool, x.values(), norm, out.values_mut());
+    }
+
+    fn add_norm(&self, residual: &mut Rows, delta: &Rows, norm: &Norm<Param>, out: &mut Rows) {
+        let norm = values_of(norm);
+        assert_eq!(residual.cols(), norm.cols(), "a norm's weight is as wide as its rows");
         out.set_num_rows(residual.num_rows());
-        norm::add_rms_norm(
-            self.isa,
-            &self.pool,
-            residual.values_mut(),
-            delta.values(),
-            norm.weight.values(),
-            norm.eps,
-            out.values_mut(),
-        );
+        norm::add_norm(self.isa, &self.pool, residual.values_mut(), delta.values(), norm, out.values_mut());
+    }
+
+    fn add(&self, residual: &mut Rows, delta: &Rows) {
+        norm::add(self.isa, &self.pool, residual.values_mut(), delta.values());
     }
 
     fn linear(&self, x: &Rows, w: &PackedLinear, bias: Option<&Param>, out: &mut Rows) {
@@ -183,6 +196,13 @@ impl Backend for CpuBackend {
         out.set_num_rows(x.num_rows());
         let args = linear::Linear { x: x.values(), weights: w, bias: bias.map(Param::values), num_rows: x.num_rows() };
         linear::linear(self.isa, &self.pool, &self.scratches, &args, out.values_mut());
+    }
+
+    fn norm_heads(&self, qkv: &mut Rows, norms: &HeadNorms<Param>) {
+        let HeadNorms { query, key, eps, num_heads, num_kv_heads } = norms;
+        let (eps, num_heads, num_kv_heads) = (*eps, *num_heads, *num_kv_heads);
+        let norms = HeadNorms { query: query.values(), key: key.values(), eps, num_heads, num_kv_heads };
+        norm::norm_heads(self.isa, &self.pool, qkv.values_mut(), &norms);
     }
 
     fn rope(&self, step: &Step, qkv: &mut Rows, table: &Param, spec: &RopeSpec) {
@@ -203,6 +223,45 @@ impl Backend for CpuBackend {
         activation::gate(self.isa, &self.pool, gate_up.values(), act, cols, out.values_mut());
     }
 
+    fn activate(&self, act: Act, x: &mut Rows) {
+        activation::activate(self.isa, &self.pool, act, x.values_mut());
+    }
+
+    fn route(&self, logits: &Rows, spec: &RouteSpec, routes: &mut Routes) {
+        assert_eq!(logits.cols(), spec.num_experts, "a logit for each expert");
+        route::route(self.isa, &self.pool, logits.values(), spec, routes);
+    }
+
+    fn take_routed(&self, routes: &Routes, expert: usize, x: &Rows, out: &mut Rows) -> usize {
+        let cols = x.cols();
+        assert_eq!(cols, out.cols(), "taken rows keep their columns");
+        let num_rows = routes.num_rows(expert);
+        out.set_num_rows(num_rows);
+        route::take(routes, expert, x.values(), cols, out.values_mut());
+        num_rows
+    }
+
+    fn add_routed(&self, routes: &Routes, expert: usize, x: &Rows, out: &mut Rows) {
+        let cols = x.cols();
+        assert_eq!(cols, out.cols(), "an expert's results have the columns of their sum");
+        route::add(self.isa, &self.pool, routes, expert, x.values(), cols, out.values_mut());
+    }
+
+    fn scale_by_sigmoid(&self, gate: &Rows, x: &mut Rows) {
+        assert_eq!(gate.cols(), 1, "one gate for a row");
+        let cols = x.cols();
+        scale::scale_by_sigmoid(self.isa, &self.pool, gate.values(), cols, x.values_mut());
+    }
+
+    fn zero(&self, like: &Rows, out: &mut Rows) {
+        out.set_num_rows(like.num_rows());
+        out.values_mut().fill(0.0);
+    }
+
+    fn softcap(&self, cap: f32, x: &mut Rows) {
+        scale::softcap(self.isa, &self.pool, cap, x.values_mut());
+    }
+
     fn take_rows(&self, step: &Step, x: &Rows, out: &mut Rows) {
         let cols = x.cols();
         assert_eq!(cols, out.cols(), "taken rows keep their columns");
@@ -218,6 +277,15 @@ impl Backend for CpuBackend {
 
     fn workers(&self) -> &dyn Workers {
         &self.pool
+    }
+}
+
+fn values_of(norm: &Norm<Param>) -> norm::Norm<'_> {
+    match norm {
+        Norm::Rms { weight, eps } => norm::Norm::Rms { weight: weight.values(), eps: *eps },
+        Norm::Layer { weight, bias, eps } => {
+            norm::Norm::Layer { weight: weight.values(), bias: bias.as_ref().map(Param::values), eps: *eps }
+        }
     }
 }
 

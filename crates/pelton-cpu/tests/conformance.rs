@@ -47,6 +47,36 @@ fn add_norm() {
 }
 
 #[test]
+fn norm_heads() {
+    on_every_machine(|backend, _| conformance::norm_heads(backend));
+}
+
+#[test]
+fn add_positions() {
+    on_every_machine(|backend, _| conformance::add_positions(backend));
+}
+
+#[test]
+fn scale() {
+    on_every_machine(|backend, _| conformance::scale(backend));
+}
+
+#[test]
+fn activate() {
+    on_every_machine(|backend, _| conformance::activate(backend));
+}
+
+#[test]
+fn experts() {
+    on_every_machine(|backend, _| conformance::experts(backend));
+}
+
+#[test]
+fn experts_are_batch_invariant() {
+    on_every_machine(|backend, _| conformance::experts_are_batch_invariant(backend));
+}
+
+#[test]
 fn rope() {
     on_every_machine(|backend, _| conformance::rope(backend));
 }

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HostTensor, KvFormat, KvSpec, RmsNorm, RopeSpec, StepBatch,
-    TokenId, WeightFormat,
+    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HeadNorms, HostTensor, KvFormat, KvSpec, Norm, RopeSpec,
+    RouteSpec, StepBatch, TokenId, WeightFormat,
 };
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 
@@ -54,7 +54,7 @@ struct Decoder {
     output: <CpuBackend as Backend>::Linear,
     gate_up: <CpuBackend as Backend>::Linear,
     down: <CpuBackend as Backend>::Linear,
-    norm: RmsNorm<<CpuBackend as Backend>::Param>,
+    norm: Norm<<CpuBackend as Backend>::Param>,
     angles: <CpuBackend as Backend>::Param,
     kv: <CpuBackend as Backend>::KvCache,
     step: <CpuBackend as Backend>::Step,
@@ -76,7 +76,7 @@ impl Decoder {
         let (gate_up, down) = (linear(2 * INNER, HIDDEN), linear(HIDDEN, INNER));
         let param = |values: &[f32]| backend.param(&HostTensor::from_f32(vec![values.len()], values)).unwrap();
         let qkv_bias = param(&numbers(QKV));
-        let norm = RmsNorm { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
+        let norm = Norm::Rms { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
         let angles = param(&numbers(512 * HEAD_DIM));
         let kv_format = match format {
             WeightFormat::Dense(dtype) => dtype.into(),
@@ -154,6 +154,70 @@ fn results_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
             for threads in [1, 2, 3] {
                 assert!(run(isa, threads) == *expected, "{isa} on {threads} threads in {format}");
             }
+        }
+    }
+}
+
+/// What other decoders do besides, one after the other, on rows whose width is no multiple of a vector's.
+fn other_operations(isa: IsaChoice, threads: usize) -> Vec<u32> {
+    const COLS: usize = 75;
+    const ROWS: usize = 40;
+    let backend = CpuBackend::new(CpuConfig { threads: Some(threads), isa, pin: false }).unwrap();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| 4.0 * rng.f32() - 2.0).collect() };
+    let mut param = |len: usize| backend.param(&HostTensor::from_f32(vec![len], &numbers(len))).unwrap();
+    let layer_norm = Norm::Layer { weight: param(COLS), bias: Some(param(COLS)), eps: 1e-5 };
+    let positions = param(ROWS * COLS);
+    let heads = HeadNorms { query: param(25), key: param(25), eps: 1e-5, num_heads: 1, num_kv_heads: 1 };
+    let mut table = |cols: usize| {
+        let tensor = HostTensor::from_f32(vec![ROWS, cols], &numbers(ROWS * cols));
+        backend.pack(&[DenseWeight::new(tensor, DType::F32).unwrap()]).unwrap()
+    };
+    let (residual, delta, logits, gate) = (table(COLS), table(COLS), table(9), table(1));
+
+    let mut batch = StepBatch::default();
+    for row in 0..ROWS as u32 {
+        batch.push_span(&[TokenId(row)], row, &[BlockId(row)], 64);
+    }
+    let mut step = backend.step(ROWS).unwrap();
+    backend.begin(&batch, &mut step);
+    let rows = |table, cols| {
+        let mut rows = backend.rows(ROWS, cols).unwrap();
+        backend.embed(&step, table, &mut rows);
+        rows
+    };
+    let (mut x, mut sum) = (rows(&residual, COLS), rows(&delta, COLS));
+    backend.add_positions(&step, &positions, &mut x);
+    backend.scale(1.7, &mut x);
+    backend.add(&mut x, &sum);
+    let mut normed = backend.rows(ROWS, COLS).unwrap();
+    backend.add_norm(&mut x, &sum, &layer_norm, &mut normed);
+    backend.norm_heads(&mut normed, &heads);
+    for act in [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu] {
+        backend.activate(act, &mut x);
+        backend.add(&mut normed, &x);
+    }
+    let route = RouteSpec { num_experts: 9, top_k: 3, renormalise: true };
+    let mut routes = backend.routes(ROWS, &route).unwrap();
+    backend.route(&rows(&logits, 9), &route, &mut routes);
+    let mut taken = backend.rows(ROWS, COLS).unwrap();
+    backend.scale_by_sigmoid(&rows(&gate, 1), &mut sum);
+    for expert in 0..9 {
+        if backend.take_routed(&routes, expert, &normed, &mut taken) > 0 {
+            backend.softcap(1.5, &mut taken);
+            backend.add_routed(&routes, expert, &taken, &mut sum);
+        }
+    }
+    backend.read(&sum, &mut Vec::new()).iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn other_operations_have_the_same_bits_on_every_instruction_set_and_number_of_threads() {
+    let _turn = TURN.lock();
+    let expected = other_operations(IsaChoice::Scalar, 1);
+    for isa in IsaChoice::NAMED.into_iter().filter(|isa| isa.missing().is_empty()) {
+        for threads in [1, 2, 3] {
+            assert!(other_operations(isa, threads) == expected, "{isa} on {threads} threads");
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct HfConfig {
     /// Path of this object inside the file, with a closing dot; empty for the file itself.
     prefix: String,
     values: Map<String, Value>,
+    /// Other words of this file for keys: ours, then its own.
+    words: &'static [(&'static str, &'static str)],
 }
 
 impl HfConfig {
@@ -69,10 +71,28 @@ impl HfConfig {
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Self, ConfigError> {
         let json = |cause: String| ConfigError::Json { file: file.to_owned(), cause };
         match serde_json::from_slice(bytes) {
-            Ok(Value::Object(values)) => Ok(Self { file: file.to_owned(), prefix: String::new(), values }),
+            Ok(Value::Object(values)) => Ok(Self { file: file.to_owned(), prefix: String::new(), values, words: &[] }),
             Ok(other) => Err(json(format!("it is {}", shown(&other)))),
             Err(error) => Err(json(error.to_string())),
         }
+    }
+
+    /// The same, where a key that is not there is looked up under the file's own word for it: pairs of ours and its.
+    pub fn with_words(&self, words: &'static [(&'static str, &'static str)]) -> Self {
+        Self { words, ..self.clone() }
+    }
+
+    /// The same with the entries of `defaults`, an object, for keys that are not there, not even as `null`.
+    pub fn with_defaults(&self, defaults: Value) -> Self {
+        let mut config = self.clone();
+        if let Value::Object(defaults) = defaults {
+            for (key, value) in defaults {
+                if !config.values.contains_key(config.word(&key)) {
+                    config.values.insert(key, value);
+                }
+            }
+        }
+        config
     }
 
     /// Which file this is, or is part of.
@@ -88,6 +108,7 @@ impl HfConfig {
                 file: self.file.clone(),
                 prefix: format!("{}{key}.", self.prefix),
                 values: values.clone(),
+                words: &[],
             })),
             Some(_) => Err(self.refuse(key, "an object")),
         }
@@ -192,6 +213,28 @@ impl HfConfig {
         }
     }
 
+    /// Numbers within `range`, as many as `count` says.
+    pub fn floats(&self, key: &str, count: usize, range: RangeInclusive<f64>) -> Result<Vec<f64>, ConfigError> {
+        let expected = || self.refuse(key, &format!("{count} numbers from {} to {}", range.start(), range.end()));
+        match self.get(key) {
+            None => Err(self.missing(key)),
+            Some(Value::Array(items)) if items.len() == count => {
+                items.iter().map(|item| item.as_f64().filter(|x| range.contains(x)).ok_or_else(expected)).collect()
+            }
+            Some(_) => Err(expected()),
+        }
+    }
+
+    /// A list of whole numbers; empty when there is none.
+    pub fn indices(&self, key: &str) -> Result<Vec<u64>, ConfigError> {
+        let expected = || self.refuse(key, "a list of whole numbers");
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => items.iter().map(|item| item.as_u64().ok_or_else(expected)).collect(),
+            Some(_) => Err(expected()),
+        }
+    }
+
     /// Keys whose values are objects themselves.
     pub(crate) fn nested_keys(&self) -> impl Iterator<Item = &str> {
         self.values.iter().filter(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
@@ -223,15 +266,23 @@ impl HfConfig {
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
-        self.values.get(key).filter(|value| !value.is_null())
+        self.values.get(self.word(key)).filter(|value| !value.is_null())
+    }
+
+    /// What the file calls `key`.
+    fn word<'a>(&self, key: &'a str) -> &'a str {
+        if self.values.contains_key(key) {
+            return key;
+        }
+        self.words.iter().find(|(ours, _)| *ours == key).map_or(key, |(_, own)| own)
     }
 
     fn path(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
+        format!("{}{}", self.prefix, self.word(key))
     }
 
     fn found(&self, key: &str) -> String {
-        self.values.get(key).map_or_else(|| "absent".to_owned(), shown)
+        self.values.get(self.word(key)).map_or_else(|| "absent".to_owned(), shown)
     }
 }
 
@@ -260,6 +311,23 @@ mod tests {
         assert_eq!(config.size_or("a", 7, 1..=9), Ok(7));
         assert_eq!(config.size("b", 1..=9999), Ok(4096));
         assert_eq!(config.float("c", 0.0..=10.0), Ok(3.0));
+    }
+
+    #[test]
+    fn other_words_and_defaults_stand_in_for_what_is_not_there() {
+        let words = &[("hidden_size", "n_embd"), ("layers", "n_layer")];
+        let config = config(r#"{"n_embd": 48, "window": null, "layers": 3, "n_layer": 4}"#).with_words(words);
+        let config = config.with_defaults(serde_json::json!({"hidden_size": 7, "window": 8, "act": "gelu"}));
+        assert_eq!(config.size("hidden_size", 1..=99), Ok(48));
+        assert_eq!(config.size("layers", 1..=99), Ok(3));
+        assert_eq!(config.optional_size("window", 1..=99), Ok(None));
+        assert_eq!(config.text("act"), Ok("gelu"));
+        assert_eq!(
+            config.size("hidden_size", 1..=8).unwrap_err().to_string(),
+            "config.json: n_embd is 48, expected a whole number from 1 to 8"
+        );
+        assert_eq!(config.floats("list", 2, 0.0..=1.0).unwrap_err().to_string(), "config.json has no list");
+        assert_eq!(config.indices("list"), Ok(vec![]));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The decoder: one forward pass for every declared family, on any backend.
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvFormat, RmsNorm, RopeSpec,
-    StepBatch, TokenId,
+    Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvFormat, Norm, StepBatch, TokenId,
 };
 
 use crate::formats::WeightFormats;
+use crate::layer::{Layer, Pass, Rotary};
 use crate::memory::MemoryPlan;
 use crate::model::{Logits, Model, ModelError, ModelSpec};
 use crate::workspace::Workspace;
@@ -16,17 +16,24 @@ pub struct Decoder<B: Backend> {
     pub(crate) spec: ModelSpec,
     pub(crate) info: DecoderInfo,
     pub(crate) plan: MemoryPlan,
-    pub(crate) attend: AttendSpec,
-    pub(crate) rope: RopeSpec,
-    pub(crate) act: Act,
     pub(crate) embed: B::Linear,
+    pub(crate) embed_factor: Option<f32>,
+    /// `[positions, hidden]`, where they are learned.
+    pub(crate) positions: Option<B::Param>,
+    pub(crate) rotary: Rotary<B>,
     pub(crate) layers: Vec<Layer<B>>,
-    pub(crate) norm: RmsNorm<B::Param>,
-    /// `None`: logits come from `embed`.
-    pub(crate) head: Option<B::Linear>,
-    pub(crate) rope_table: B::Param,
+    pub(crate) norm: Norm<B::Param>,
+    pub(crate) head: Head<B>,
     pub(crate) kv: B::KvCache,
     pub(crate) work: Workspace<B>,
+}
+
+/// From the residual stream to logits.
+pub(crate) struct Head<B: Backend> {
+    /// `None`: the embedding.
+    pub(crate) weight: Option<B::Linear>,
+    pub(crate) bias: Option<B::Param>,
+    pub(crate) softcap: Option<f32>,
 }
 
 /// What a loaded model is, for people and for information endpoints.
@@ -42,26 +49,6 @@ pub struct DecoderInfo {
     pub num_parameters: u64,
     /// Things that were settled in a way worth a warning.
     pub notes: Vec<String>,
-}
-
-pub(crate) struct Layer<B: Backend> {
-    pub(crate) attention_norm: RmsNorm<B::Param>,
-    pub(crate) qkv: Linear<B>,
-    pub(crate) out: Linear<B>,
-    pub(crate) mlp_norm: RmsNorm<B::Param>,
-    pub(crate) gate_up: Linear<B>,
-    pub(crate) down: Linear<B>,
-}
-
-pub(crate) struct Linear<B: Backend> {
-    pub(crate) weight: B::Linear,
-    pub(crate) bias: Option<B::Param>,
-}
-
-impl<B: Backend> Linear<B> {
-    fn apply(&self, backend: &B, x: &B::Rows, out: &mut B::Rows) {
-        backend.linear(x, &self.weight, self.bias.as_ref(), out);
-    }
 }
 
 impl<B: Backend> Decoder<B> {
@@ -94,7 +81,8 @@ impl<B: Backend> Decoder<B> {
     /// sequences that have a past. Panics when there are fewer blocks.
     pub fn fill_kv(&mut self, num_blocks: u32) -> Result<(), BackendError> {
         assert!(num_blocks <= self.spec.num_blocks, "{num_blocks} blocks of {}", self.spec.num_blocks);
-        let Self { backend, work, kv, attend, .. } = self;
+        let Self { backend, work, kv, layers, .. } = self;
+        let Some(attend) = layers.first().map(|layer| layer.attention.attend) else { return Ok(()) };
         let block_tokens = self.spec.block_tokens as usize;
         // A table of queries, keys and values, one row for each position of a block.
         let columns = (attend.num_heads + 2 * attend.num_kv_heads) * attend.head_dim;
@@ -113,9 +101,10 @@ impl<B: Backend> Decoder<B> {
                     batch.push_span(tokens, (piece * rows) as u32, std::slice::from_ref(block), block_tokens as u32);
                 }
                 backend.begin(&batch, &mut work.step);
-                backend.embed(&work.step, &table, &mut work.qkv);
-                for layer in 0..self.layers.len() {
-                    backend.attend(&work.step, &work.qkv, kv, layer, attend, &mut work.mixed);
+                let rows = &mut work.attention;
+                backend.embed(&work.step, &table, &mut rows.qkv);
+                for layer in 0..layers.len() {
+                    backend.attend(&work.step, &rows.qkv, kv, layer, &attend, &mut rows.mixed);
                 }
             }
         }
@@ -132,31 +121,31 @@ impl<B: Backend> Decoder<B> {
         if batch.num_rows() == 0 {
             return Ok(Logits::from([].as_slice()));
         }
-        let Self { backend, layers, work, kv, .. } = self;
+        let Self { backend, layers, work, kv, rotary, .. } = self;
         backend.begin(batch, &mut work.step);
         backend.embed(&work.step, &self.embed, &mut work.residual);
-        if let Some(first) = layers.first() {
-            backend.norm(&work.residual, &first.attention_norm, &mut work.normed);
+        if let Some(factor) = self.embed_factor {
+            backend.scale(factor, &mut work.residual);
         }
+        if let Some(table) = &self.positions {
+            backend.add_positions(&work.step, table, &mut work.residual);
+        }
+        let norm = |index: usize| layers.get(index).map_or(&self.norm, |layer| &layer.norm);
+        backend.norm(&work.residual, norm(0), &mut work.normed);
+        let mut pass = Pass { backend: &*backend, rotary: &*rotary, kv };
         for (index, layer) in layers.iter().enumerate() {
-            layer.qkv.apply(backend, &work.normed, &mut work.qkv);
-            backend.rope(&work.step, &mut work.qkv, &self.rope_table, &self.rope);
-            backend.attend(&work.step, &work.qkv, kv, index, &self.attend, &mut work.mixed);
-            layer.out.apply(backend, &work.mixed, &mut work.delta);
-            backend.add_norm(&mut work.residual, &work.delta, &layer.mlp_norm, &mut work.normed);
-            layer.gate_up.apply(backend, &work.normed, &mut work.gate_up);
-            backend.gate(&work.gate_up, self.act, &mut work.gated);
-            layer.down.apply(backend, &work.gated, &mut work.delta);
-            // Adding a block's result and norming for what comes next is one operation.
-            let next = layers.get(index + 1).map_or(&self.norm, |next| &next.attention_norm);
-            backend.add_norm(&mut work.residual, &work.delta, next, &mut work.normed);
+            layer.forward(&mut pass, work, norm(index + 1));
             observe(backend, index, &work.residual);
         }
         if batch.logit_rows.is_empty() {
             return Ok(Logits::from([].as_slice()));
         }
         backend.take_rows(&work.step, &work.normed, &mut work.wanted);
-        backend.linear(&work.wanted, self.head.as_ref().unwrap_or(&self.embed), None, &mut work.logits);
+        let Head { weight, bias, softcap } = &self.head;
+        backend.linear(&work.wanted, weight.as_ref().unwrap_or(&self.embed), bias.as_ref(), &mut work.logits);
+        if let Some(cap) = softcap {
+            backend.softcap(*cap, &mut work.logits);
+        }
         Ok(Logits::new(backend.read(&work.logits, &mut work.host), backend.workers()))
     }
 

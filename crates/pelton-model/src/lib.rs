@@ -22,11 +22,13 @@ mod weights;
 mod decoder;
 mod formats;
 mod gguf;
+mod layer;
 mod load;
 mod memory;
+mod mlp;
 mod model;
 pub mod perplexity;
-pub mod quantize;
+//pub mod quantize;
 pub mod rates;
 mod treatment;
 mod workspace;
@@ -42,6 +44,10 @@ pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
 pub use rope::{Rope, RopeScaling};
 pub use shape::{SHAPES, Shape, UnknownShape};
-pub use spec::{Attention, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, Mlp, Names, Stored, TensorSpec};
+pub use spec::{
+    Attention, Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertNames, Experts, ExpertsTensors, Head,
+    HeadWeight, LayerSpec, LayerTensors, LinearTensors, Mlp, MlpTensors, Names, Norm, NormKind, NormTensors, Positions,
+    QkvOrder, RotaryPairs, SharedTensors, Stored, TensorSpec,
+};
 pub use treatment::{Quantize, QuantizeError};
 pub use weights::{Checkpoint, CheckpointError, ElementType, PickleError, QuantConfigError, SafetensorsError, Tensor};

@@ -1,21 +1,27 @@
 //! Loading: configuration, checkpoint and backend become a [`Decoder`]; whatever is wrong is found before weights are read.
 
+use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{
-    AttendSpec, Backend, BackendError, DType, DenseWeight, GroupedWeight, HostTensor, KvFormat, KvSpec, MemoryReport,
-    RmsNorm, RopeSpec, WeightFormat,
+    Act, AttendSpec, Backend, BackendError, DType, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvFormat, KvSpec,
+    MemoryReport, Norm, RopeSpec, WeightFormat,
 };
 
 use crate::config::{ConfigError, HfConfig};
-use crate::decoder::{Decoder, DecoderInfo, Layer, Linear};
+use crate::decoder::{Decoder, DecoderInfo, Head};
 use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
 use crate::formats::MatrixFormats;
 use crate::gguf::GgufWeights;
+use crate::layer::{Arrangement, Attention, Layer, Rotary};
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
+use crate::mlp::{Branch, Experts, Linear, Mlp, Shared};
 use crate::model::ModelSpec;
-use crate::shape::Shape;
-use crate::spec::{DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, TensorSpec};
+use crate::rope::Rope;
+use crate::spec::{
+    Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertsTensors, HeadWeight, LinearTensors, MlpTensors, NormKind,
+    NormTensors, SharedTensors, TensorSpec,
+};
 use crate::treatment::{Quantize, QuantizeError, Treatment};
 use crate::weights::{
     Checkpoint, CheckpointError, Codebook, Matrix, QuantConfigError, Quantised, RandomWeights, Scheme, Tensor,
@@ -128,45 +134,41 @@ pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -
     build(prepared, backend, options)
 }
 
-/// Makes a model of `shape` with weights from `seed` in `backend`: for measurements. No more of them is there at a time than packed
+/// Makes the model that `config` describes with weights from `seed` in `backend`: for measurements. No more of them is there at a time than packed
 /// weights and one group of matrices. `DTypeChoice::Auto` is bfloat16.
 pub fn load_random<B: Backend>(
-    shape: &Shape,
+    config: &HfConfig,
     seed: u64,
     backend: B,
     options: &LoadOptions,
 ) -> Result<Decoder<B>, LoadError> {
-    let spec = shape.spec();
+    let (architecture, spec) = spec_of(config)?;
     let limits = check_options(options, &spec)?;
     let weights =
         Weights { source: Box::new(RandomWeights::new(seed)), scheme: None, dtype: Some(RandomWeights::DTYPE) };
-    let prepared = plan(shape.architecture, spec, weights, limits, Vec::new(), backend.memory(), options)?;
+    let prepared = plan(architecture, spec, weights, limits, Vec::new(), backend.memory(), options)?;
     build(prepared, backend, options)
 }
 
 /// Packs the weights of `prepared` into `backend`.
 fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, source, formats, rounding, limits, plan, info } = prepared;
-    let attention = &spec.attention;
-    let table_shape = vec![limits.max_positions, attention.rope.rotary_dim];
-    let rope_table = HostTensor::new(DType::F32, table_shape, attention.rope.table(limits.max_positions))?;
-    let rope_table = backend.param(&rope_table)?;
+    let Prepared { spec, tensors, source, formats, dtype, rounding, limits, plan, info } = prepared;
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader = Loader {
-        backend: &backend,
-        source: source.as_ref(),
-        formats: &formats,
-        rounding,
-        norm_eps: spec.norm_eps,
-        bar,
-    };
+    let loader = Loader { backend: &backend, source: source.as_ref(), formats: &formats, rounding, spec: &spec, bar };
     // The largest matrices first: while one is packed it is in memory twice.
     let embed = loader.vocab(&tensors.embed)?;
-    let head = tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?;
-    let layers = tensors.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<Vec<_>, _>>()?;
+    let head = Head {
+        weight: tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?,
+        bias: loader.bias(tensors.head_bias.as_slice())?,
+        softcap: spec.head.softcap,
+    };
+    let layers = (0..spec.layers.len()).map(|index| loader.layer(index, &tensors)).collect::<Result<Vec<_>, _>>()?;
     let norm = loader.norm(&tensors.norm)?;
+    let positions =
+        tensors.positions.as_ref().map(|table| loader.positions(table, limits.max_positions)).transpose()?;
+    let rotary = loader.rotary(limits.max_positions)?;
     loader.bar.finish_and_clear();
 
     let kv = backend.kv_cache(&plan.kv, plan.num_blocks)?;
@@ -181,23 +183,26 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
         },
         info,
         plan,
-        attend: AttendSpec::causal(attention.num_heads, attention.num_kv_heads, attention.head_dim, attention.scale),
-        rope: RopeSpec {
-            num_heads: attention.num_heads,
-            num_kv_heads: attention.num_kv_heads,
-            head_dim: attention.head_dim,
-            rotary_dim: attention.rope.rotary_dim,
-        },
-        act: spec.mlp.act,
         embed,
+        embed_factor: spec.embed_factor.map(|factor| rounded(factor, dtype)),
+        positions,
+        rotary,
         layers,
         norm,
         head,
-        rope_table,
         kv,
         work,
         backend,
     })
+}
+
+/// `factor` as a number of a model in `dtype`.
+fn rounded(factor: f64, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => factor as f32,
+        DType::F16 => f16::from_f64(factor).to_f32(),
+        DType::BF16 => bf16::from_f64(factor).to_f32(),
+    }
 }
 
 /// A model that is known to be whole and to fit, before its weights are read.
@@ -206,6 +211,8 @@ struct Prepared {
     tensors: DecoderTensors,
     source: Box<dyn TensorSource>,
     formats: MatrixFormats,
+    /// Of matrices that are kept in numbers.
+    dtype: DType,
     rounding: Option<Codebook>,
     limits: StepLimits,
     plan: MemoryPlan,
@@ -239,27 +246,33 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let scheme = scheme_of(&config, files)?;
     let checkpoint = Checkpoint::open(files)?;
     let mut notes = Vec::new();
+    spec.names = spec.names.found(|name| checkpoint.has_any(name));
     let head = format!("{}.", spec.names.head);
-    if !spec.tied_head && !checkpoint.has_any(&head) {
-        spec.tied_head = true;
-        notes.push(format!(
-            "{head}weight is missing although tie_word_embeddings is false; logits come from the embedding"
-        ));
+    match spec.head.weight {
+        HeadWeight::Own if !checkpoint.has_any(&head) => {
+            spec.head.weight = HeadWeight::Embedding;
+            notes.push(format!(
+                "{head}weight is missing although tie_word_embeddings is false; logits come from the embedding"
+            ));
+        }
+        HeadWeight::Embedding if checkpoint.has_any(&head) && !checkpoint.has_any(&spec.tensors().embed.name) => {
+            spec.head.weight = HeadWeight::EmbeddingNamedHead;
+        }
+        _ => {}
     }
     let tensors = spec.tensors();
-    let tolerated = |name: &str| {
-        spec.tied_head && name.starts_with(&head) || spec.names.ignored.iter().any(|ending| name.ends_with(ending))
-    };
+    let tolerated =
+        |name: &str| spec.head.weight != HeadWeight::Own && name.starts_with(&head) || spec.names.ignores(name);
     let mut dtype = checkpoint.prevailing_dtype(tensors.matrices());
     let source: Box<dyn TensorSource> = match scheme {
         None => {
-            checkpoint.check(tensors.matrices().chain(tensors.vectors()), tolerated, Vec::new())?;
+            checkpoint.check(tensors.all(), tolerated, Vec::new())?;
             Box::new(checkpoint)
         }
         Some(scheme) => {
             // Where every matrix is quantised, norms tell what the model was made in.
             dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
-            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.vectors(), tolerated)?;
+            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.plain(), tolerated)?;
             if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
                 let num = quantised.num_decoded();
                 notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
@@ -305,7 +318,7 @@ fn plan(
     }
     let format = formats.summary(&tensors);
     let kv = KvSpec {
-        num_layers: spec.num_layers,
+        num_layers: spec.layers.len(),
         num_kv_heads: spec.attention.num_kv_heads,
         head_dim: spec.attention.head_dim,
         block_tokens: options.block_tokens,
@@ -316,9 +329,9 @@ fn plan(
         },
     };
     let plan = MemoryPlan::new(&spec, &tensors, &formats, limits, kv, options.kv_budget, memory)?;
-    let num_parameters = tensors.matrices().chain(tensors.vectors()).map(TensorSpec::num_elements).sum();
+    let num_parameters = tensors.all().map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
-    Ok(Prepared { spec, tensors, source: weights.source, formats, rounding, limits, plan, info })
+    Ok(Prepared { spec, tensors, source: weights.source, formats, dtype, rounding, limits, plan, info })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {
@@ -353,20 +366,76 @@ struct Loader<'a, B: Backend> {
     formats: &'a MatrixFormats,
     /// Of matrices of layers.
     rounding: Option<Codebook>,
-    norm_eps: f32,
+    spec: &'a DecoderSpec,
     bar: ProgressBar,
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn layer(&self, tensors: &LayerTensors) -> Result<Layer<B>, LoadError> {
+    fn layer(&self, index: usize, tensors: &DecoderTensors) -> Result<Layer<B>, LoadError> {
+        let tensors = &tensors.layers[index];
+        let (attention, own) = (&self.spec.attention, &self.spec.layers[index]);
+        // A norm that the arrangement has: the tensors follow from it.
+        let norm = |norm: &Option<NormTensors>| match norm {
+            Some(norm) => self.norm(norm),
+            None => unreachable!("a {:?} block has this norm", self.spec.block),
+        };
         Ok(Layer {
-            attention_norm: self.norm(&tensors.attention_norm)?,
-            qkv: self.linear(&tensors.qkv)?,
-            out: self.linear(&tensors.out)?,
-            mlp_norm: self.norm(&tensors.mlp_norm)?,
-            gate_up: self.linear(&tensors.gate_up)?,
-            down: self.linear(&tensors.down)?,
+            norm: self.norm(&tensors.attention_norm)?,
+            attention: Attention {
+                qkv: self.linear(&tensors.qkv)?,
+                head_norms: tensors.head_norms.as_ref().map(|norms| self.head_norms(norms)).transpose()?,
+                rope: own.rope,
+                layer: index,
+                attend: AttendSpec {
+                    window: own.window,
+                    softcap: attention.softcap,
+                    ..AttendSpec::causal(
+                        attention.num_heads,
+                        attention.num_kv_heads,
+                        attention.head_dim,
+                        attention.scale * own.score_factor,
+                    )
+                },
+                out: self.linear(&tensors.out)?,
+            },
+            mlp: match &tensors.mlp {
+                BranchTensors::Dense(mlp) => Branch::Dense(self.mlp(mlp, self.spec.mlp.act)?),
+                BranchTensors::Experts(experts) => Branch::Experts(self.experts(experts)?),
+            },
+            arrangement: match self.spec.block {
+                Block::Sequential => Arrangement::Sequential { mlp_norm: norm(&tensors.mlp_norm)? },
+                Block::Sandwiched => Arrangement::Sandwiched {
+                    after_attention: norm(&tensors.after_attention)?,
+                    mlp_norm: norm(&tensors.mlp_norm)?,
+                    after_mlp: norm(&tensors.after_mlp)?,
+                },
+                Block::ParallelOneNorm => Arrangement::ParallelOneNorm,
+                Block::ParallelTwoNorms => Arrangement::ParallelTwoNorms { mlp_norm: norm(&tensors.mlp_norm)? },
+            },
         })
+    }
+
+    fn mlp(&self, tensors: &MlpTensors, act: Act) -> Result<Mlp<B>, LoadError> {
+        Ok(Mlp { up: self.linear(&tensors.up)?, act, down: self.linear(&tensors.down)? })
+    }
+
+    fn experts(&self, tensors: &ExpertsTensors) -> Result<Experts<B>, LoadError> {
+        let Some(spec) = &self.spec.experts else { unreachable!("experts have tensors only where they are") };
+        let act = spec.mlp.act;
+        let shared = |shared: &SharedTensors| {
+            Ok::<_, LoadError>(Shared { mlp: self.mlp(&shared.mlp, act)?, gate: self.exact(&shared.gate)? })
+        };
+        Ok(Experts {
+            router: self.exact(&tensors.router)?,
+            route: spec.route(),
+            experts: tensors.experts.iter().map(|expert| self.mlp(expert, act)).collect::<Result<_, _>>()?,
+            shared: tensors.shared.as_ref().map(shared).transpose()?,
+        })
+    }
+
+    /// A small matrix, in f32.
+    fn exact(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
+        Ok(self.backend.pack(&[DenseWeight::new(self.source.tensor(tensor)?.host(), DType::F32)?])?)
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
@@ -410,9 +479,56 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Some(self.backend.param(&HostTensor::from_f32(vec![joined.len()], &joined))?))
     }
 
-    fn norm(&self, tensor: &TensorSpec) -> Result<RmsNorm<B::Param>, LoadError> {
-        let weight = self.backend.param(&self.source.tensor(tensor)?.host())?;
-        Ok(RmsNorm { weight, eps: self.norm_eps })
+    fn norm(&self, tensors: &NormTensors) -> Result<Norm<B::Param>, LoadError> {
+        let eps = self.spec.norm.eps;
+        let weight = self.norm_weight(&tensors.weight)?;
+        Ok(match self.spec.norm.kind {
+            NormKind::Rms | NormKind::RmsLessOne => Norm::Rms { weight, eps },
+            NormKind::Layer => Norm::Layer { weight, bias: self.bias(tensors.bias.as_slice())?, eps },
+        })
+    }
+
+    fn head_norms(&self, [query, key]: &[TensorSpec; 2]) -> Result<HeadNorms<B::Param>, LoadError> {
+        Ok(HeadNorms {
+            query: self.norm_weight(query)?,
+            key: self.norm_weight(key)?,
+            eps: self.spec.norm.eps,
+            num_heads: self.spec.attention.num_heads,
+            num_kv_heads: self.spec.attention.num_kv_heads,
+        })
+    }
+
+    fn norm_weight(&self, tensor: &TensorSpec) -> Result<B::Param, LoadError> {
+        let mut weight = self.source.tensor(tensor)?.host().to_f32();
+        if self.spec.norm.kind == NormKind::RmsLessOne {
+            weight.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(self.backend.param(&HostTensor::from_f32(vec![weight.len()], &weight))?)
+    }
+
+    /// Learned positions, as many as are served.
+    fn positions(&self, tensor: &TensorSpec, max_positions: usize) -> Result<B::Param, LoadError> {
+        let width = self.spec.hidden_size;
+        let mut table = vec![0.0; max_positions * width];
+        self.source.tensor(tensor)?.host().read_f32(0, &mut table);
+        Ok(self.backend.param(&HostTensor::from_f32(vec![max_positions, width], &table))?)
+    }
+
+    fn rotary(&self, max_positions: usize) -> Result<Rotary<B>, LoadError> {
+        let attention = &self.spec.attention;
+        let table = |rope: &Rope| {
+            let shape = vec![max_positions, rope.rotary_dim];
+            self.backend.param(&HostTensor::new(DType::F32, shape, rope.table(max_positions))?)
+        };
+        Ok(Rotary {
+            spec: RopeSpec {
+                num_heads: attention.num_heads,
+                num_kv_heads: attention.num_kv_heads,
+                head_dim: attention.head_dim,
+                rotary_dim: self.spec.positions.rotary_dim(),
+            },
+            tables: self.spec.positions.ropes().iter().map(table).collect::<Result<_, BackendError>>()?,
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use pelton_backend::{KvSpec, MemoryReport};
 
 use crate::formats::{MatrixFormats, WeightFormats};
-use crate::spec::{DecoderSpec, DecoderTensors};
+use crate::spec::{DecoderSpec, DecoderTensors, Mlp, Positions};
 
 /// How many tokens the KV cache shall hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -88,9 +88,9 @@ pub struct MemoryPlan {
     pub lookup_bytes: u64,
     /// How the matrices are kept.
     pub format: WeightFormats,
-    /// Cosines and sines of every position.
-    pub rope_bytes: u64,
-    /// Positions in that table: the greatest length of a sequence.
+    /// What is known of every position: cosines and sines, or learned vectors.
+    pub positions_bytes: u64,
+    /// Positions in such a table: the greatest length of a sequence.
     pub max_positions: usize,
     /// Every buffer of a step.
     pub workspace_bytes: u64,
@@ -129,7 +129,7 @@ impl MemoryPlan {
             weights_bytes: matrices + vectors * 4,
             lookup_bytes: tensors.head.as_ref().map_or(0, |_| formats.bytes(&tensors.embed)),
             format: formats.summary(tensors),
-            rope_bytes: spec.attention.rope.table_bytes(limits.max_positions),
+            positions_bytes: positions_bytes(spec, limits.max_positions),
             max_positions: limits.max_positions,
             workspace_bytes: workspace_bytes(spec, limits),
             max_step_rows: limits.max_step_rows,
@@ -168,7 +168,7 @@ impl MemoryPlan {
 
     /// What is needed whatever the KV cache.
     fn fixed_bytes(&self) -> u64 {
-        self.weights_bytes + self.rope_bytes + self.workspace_bytes
+        self.weights_bytes + self.positions_bytes + self.workspace_bytes
     }
 
     fn blocks(&self, budget: KvBudget) -> Result<u32, MemoryError> {
@@ -212,9 +212,9 @@ impl MemoryPlan {
             return Err(MemoryError::NotEnough {
                 needed: Size(needed),
                 parts: format!(
-                    "weights {}, rope table {}, workspace {}, KV cache {} for {} tokens",
+                    "weights {}, positions {}, workspace {}, KV cache {} for {} tokens",
                     Size(self.weights_bytes),
-                    Size(self.rope_bytes),
+                    Size(self.positions_bytes),
                     Size(self.workspace_bytes),
                     Size(kv_bytes),
                     wished * block_tokens
@@ -226,10 +226,24 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the buffers in [`Workspace`](crate::workspace::Workspace), which are f32.
+/// Bytes of the tables of positions, which are f32.
+fn positions_bytes(spec: &DecoderSpec, positions: usize) -> u64 {
+    match &spec.positions {
+        Positions::Learned => 4 * positions as u64 * spec.hidden_size as u64,
+        Positions::Rotary(ropes) => ropes.iter().map(|rope| rope.table_bytes(positions)).sum(),
+    }
+}
+
+/// Bytes of the buffers in [`Workspace`](crate::workspace::Workspace), which are f32; the routes of experts are a few numbers more.
 fn workspace_bytes(spec: &DecoderSpec, limits: StepLimits) -> u64 {
+    let mlp = |mlp: &Mlp| mlp.up_width() + if mlp.gated { mlp.intermediate_size } else { 0 };
+    let experts = spec.experts.as_ref().map_or(0, |experts| {
+        let shared = experts.shared.as_ref().map_or(0, |shared| mlp(shared) + 1);
+        experts.num_experts + 2 * spec.hidden_size + mlp(&experts.mlp) + shared
+    });
     let heads = spec.attention.num_heads * spec.attention.head_dim;
-    let row = 3 * spec.hidden_size + spec.attention.qkv_width() + heads + 3 * spec.mlp.intermediate_size;
+    let dense = spec.dense_mlp().map_or(0, mlp);
+    let row = 3 * spec.hidden_size + spec.attention.qkv_width() + heads + dense + experts;
     let logit_row = spec.hidden_size + spec.vocab_size;
     4 * (limits.max_step_rows as u64 * row as u64 + limits.max_logit_rows as u64 * logit_row as u64)
 }
@@ -238,7 +252,7 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |what: &str, bytes: u64, note: String| writeln!(f, "{what:<12}{:>11}  {note}", Size(bytes));
         line("weights", self.weights_bytes, self.format.to_string())?;
-        line("rope table", self.rope_bytes, format!("{} positions", self.max_positions))?;
+        line("positions", self.positions_bytes, format!("{} positions", self.max_positions))?;
         line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
         let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
         line("kv cache", self.kv_bytes(), format!("{}, {} tokens in {blocks}", self.kv.format, self.kv_tokens()))?;
@@ -279,11 +293,14 @@ mod tests {
         assert_eq!(plan.weights_bytes, 2 * (2 * 100 * 32 + 2 * layer) + 4 * 5 * 32);
         assert_eq!(plan.step_weights_bytes(), plan.weights_bytes - 2 * 100 * 32);
         assert_eq!(plan.position_bytes(), 2 * 2 * 2 * 8 * 2);
-        assert_eq!(plan.rope_bytes, 250 * 8 * 4);
+        assert_eq!(plan.positions_bytes, 250 * 8 * 4);
         assert_eq!(plan.workspace_bytes, 4 * (64 * (3 * 32 + 64 + 32 + 3 * 64) + 8 * 132));
         assert_eq!(plan.num_blocks, 63);
         assert_eq!(plan.kv_bytes(), 63 * 2 * 2 * 2 * 8 * 16 * 2);
-        assert_eq!(plan.total_bytes(), plan.weights_bytes + plan.rope_bytes + plan.workspace_bytes + plan.kv_bytes());
+        assert_eq!(
+            plan.total_bytes(),
+            plan.weights_bytes + plan.positions_bytes + plan.workspace_bytes + plan.kv_bytes()
+        );
         let table = plan.to_string();
         assert!(table.contains("1008 tokens in 63 blocks of 16") && table.contains("of 1.00 GiB available"), "{table}");
         assert_eq!(table.lines().count(), 5);

@@ -381,7 +381,7 @@ mod tests {
             weights_bytes: 1100,
             lookup_bytes: 100,
             format: DType::BF16.into(),
-            rope_bytes: 0,
+            positions_bytes: 0,
             max_positions: 12,
             workspace_bytes: 0,
             max_step_rows: 4,

@@ -61,14 +61,36 @@ pub enum RopeScaling {
         /// Whether the ends of the blend are rounded outwards to whole dimensions.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al. 2024): each frequency divided by a factor of its own, from one list up to the trained length and from another beyond,
+    /// and a factor on cosines and sines.
+    ///
+    /// Which list it is depends on the greatest length of a sequence, as served, and holds for every position: a table of at most `original` positions
+    /// uses `short`, any longer one `long`. Transformers changes over when a sequence outgrows the trained length, which makes its
+    /// earlier keys wrong and has to compute the whole sequence again. A model that is served with a limit of `original` positions is
+    /// exactly the short one.
+    LongRope {
+        /// `[rotary_dim / 2]`, up to `original` positions.
+        short: Vec<f64>,
+        /// `[rotary_dim / 2]`, for more.
+        long: Vec<f64>,
+        /// Trained length.
+        original: usize,
+        /// On cosines and sines, with either list.
+        attention_factor: f64,
+    },
 }
 
 /// Rule names of Transformers that can be served.
-const KNOWN: &str = "default, linear, dynamic, llama3, yarn";
+const KNOWN: &str = "default, linear, dynamic, llama3, yarn, longrope";
 const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
 const POSITIONS: std::ops::RangeInclusive<usize> = 1..=(1 << 30);
 
 impl Rope {
+    /// Without scaling.
+    pub fn plain(theta: f64, rotary_dim: usize) -> Self {
+        Self { theta, rotary_dim, scaling: RopeScaling::None }
+    }
+
     /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters` as Transformers 5 writes them.
     pub fn from_config(config: &HfConfig, rotary_dim: usize, max_positions: usize) -> Result<Self, ConfigError> {
         let (key, section) = match config.section("rope_parameters")? {
@@ -90,7 +112,7 @@ impl Rope {
                 if section.nested_keys().next().is_some() {
                     return Err(config.unsupported(key, "rope parameters for each kind of layer are not supported"));
                 }
-                RopeScaling::from_config(section, rotary_dim, max_positions)?
+                RopeScaling::from_config(config, section, rotary_dim, max_positions)?
             }
         };
         Ok(Self { theta, rotary_dim, scaling })
@@ -104,7 +126,10 @@ impl Rope {
             RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
                 stated.max((original as f64 * factor) as usize)
             }
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => stated,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::LongRope { .. } => stated,
         }
     }
 
@@ -122,15 +147,17 @@ impl Rope {
         let mut table = Vec::with_capacity(positions * self.rotary_dim * 4);
         let mut sines = Vec::with_capacity(half * 4);
         let attention_factor = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor
+            }
             _ => 1.0,
         };
-        let mut frequencies = self.frequencies(self.theta);
+        let mut frequencies = self.frequencies(self.theta, positions);
         for position in 0..positions {
             if let RopeScaling::Dynamic { factor, original } = self.scaling
                 && position >= original
             {
-                frequencies = self.frequencies(self.dynamic_theta(factor, original, position + 1));
+                frequencies = self.frequencies(self.dynamic_theta(factor, original, position + 1), positions);
             }
             sines.clear();
             for &frequency in &frequencies {
@@ -150,11 +177,15 @@ impl Rope {
         self.theta * stretch.powf(dim / (dim - 2.0))
     }
 
-    /// `[rotary_dim / 2]` radians per position, from base `theta`, after scaling.
-    fn frequencies(&self, theta: f64) -> Vec<f64> {
+    /// `[rotary_dim / 2]` radians per position, from base `theta`, after scaling, where there are `positions`.
+    fn frequencies(&self, theta: f64, positions: usize) -> Vec<f64> {
         let dim = self.rotary_dim as f64;
         let plain = (0..self.rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
         match self.scaling {
+            RopeScaling::LongRope { ref short, ref long, original, .. } => {
+                let factors = if positions > original { long } else { short };
+                plain.zip(factors).map(|(frequency, factor)| frequency / factor).collect()
+            }
             RopeScaling::None | RopeScaling::Dynamic { .. } => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => plain
@@ -189,7 +220,13 @@ impl Rope {
 }
 
 impl RopeScaling {
-    fn from_config(section: &HfConfig, rotary_dim: usize, max_positions: usize) -> Result<Self, ConfigError> {
+    /// `config` is what holds `section`: Phi-3 has the trained length there.
+    fn from_config(
+        config: &HfConfig,
+        section: &HfConfig,
+        rotary_dim: usize,
+        max_positions: usize,
+    ) -> Result<Self, ConfigError> {
         let key = if section.has("rope_type") { "rope_type" } else { "type" };
         let factor = || section.float("factor", FACTOR);
         match section.optional_text(key)?.unwrap_or("default") {
@@ -226,6 +263,22 @@ impl RopeScaling {
                     beta_slow,
                     attention_factor: yarn_attention_factor(section, factor)?,
                     truncate: section.bool_or("truncate", true)?,
+                })
+            }
+            // Older files say "su".
+            "longrope" | "su" => {
+                let trained = |config: &HfConfig| config.optional_size("original_max_position_embeddings", 2..=1 << 30);
+                let original = match trained(config)? {
+                    Some(original) => original,
+                    None => trained(section)?.unwrap_or(max_positions.max(2)),
+                };
+                let stretch = max_positions as f64 / original as f64;
+                let usual = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
+                Ok(Self::LongRope {
+                    short: section.floats("short_factor", rotary_dim / 2, 1e-3..=1e6)?,
+                    long: section.floats("long_factor", rotary_dim / 2, 1e-3..=1e6)?,
+                    original,
+                    attention_factor: section.float_or("attention_factor", usual, 1e-6..=1e6)?,
                 })
             }
             _ => Err(section.unsupported(key, &format!("this rule is not known; known are {KNOWN}"))),
@@ -311,16 +364,29 @@ mod tests {
         let yarn = read(r#"{"rope_scaling": {"type": "yarn", "factor": 4.0}}"#, 16).unwrap();
         assert_eq!(yarn.max_positions(2048), 8192);
         // The fastest dimension is kept, the slowest divided.
-        let frequencies = yarn.frequencies(yarn.theta);
+        let frequencies = yarn.frequencies(yarn.theta, 100);
         assert_eq!(frequencies[0], 1.0);
         assert_eq!(frequencies[7], 10_000f64.powf(-14.0 / 16.0) / 4.0);
     }
 
     #[test]
+    fn longrope_has_a_list_for_each_length_as_served() {
+        let text = r#"{"original_max_position_embeddings": 64, "rope_scaling": {"type": "su", "short_factor": [1, 2],
+            "long_factor": [4, 8]}}"#;
+        let rope = read(text, 4).unwrap();
+        let factor = (1.0 + 32f64.ln() / 64f64.ln()).sqrt();
+        assert_eq!(rope.frequencies(rope.theta, 64), [1.0, 0.01 / 2.0]);
+        assert_eq!(rope.frequencies(rope.theta, 65), [1.0 / 4.0, 0.01 / 8.0]);
+        assert_eq!(rope.table(1)[..4], (factor as f32).to_le_bytes());
+        assert_eq!(rope.max_positions(2048), 2048);
+    }
+
+    #[test]
     fn what_cannot_be_served_is_refused_by_name() {
         for (text, rotary_dim, part) in [
-            (r#"{"rope_scaling": {"type": "longrope"}}"#, 8, "rope_scaling.type is \"longrope\""),
-            (r#"{"rope_scaling": {"rope_type": "su"}}"#, 8, "known are default, linear"),
+            (r#"{"rope_scaling": {"rope_type": "mrope"}}"#, 8, "known are default, linear"),
+            (r#"{"rope_scaling": {"type": "longrope"}}"#, 8, "no rope_scaling.short_factor"),
+            (r#"{"rope_scaling": {"type": "su", "short_factor": [1]}}"#, 8, "expected 4 numbers"),
             (r#"{"rope_scaling": {"type": "linear"}}"#, 8, "no rope_scaling.factor"),
             (r#"{"rope_scaling": {"type": "linear", "factor": 0}}"#, 8, "rope_scaling.factor is 0"),
             (r#"{"rope_scaling": {"type": "dynamic", "factor": 2}}"#, 2, "more than two"),

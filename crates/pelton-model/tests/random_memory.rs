@@ -1,7 +1,7 @@
 //! Peak memory of making weights, in a process of its own: this file holds one test only.
 
 use pelton_cpu::{CpuBackend, CpuConfig};
-use pelton_model::{KvBudget, LoadOptions, SHAPES, Shape, load_random};
+use pelton_model::{HfConfig, KvBudget, LoadOptions, load_random};
 
 /// The most memory this process ever had resident, in bytes.
 fn peak_resident() -> u64 {
@@ -12,21 +12,14 @@ fn peak_resident() -> u64 {
 
 #[test]
 fn made_up_weights_need_little_more_than_their_packed_size() {
-    let shape = Shape {
-        vocab_size: 4096,
-        hidden_size: 640,
-        num_layers: 5,
-        num_heads: 10,
-        num_kv_heads: 10,
-        intermediate_size: 1728,
-        max_positions: 64,
-        ..SHAPES[0]
-    };
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 4096, "hidden_size": 640, "num_hidden_layers": 5,
+        "num_attention_heads": 10, "intermediate_size": 1728, "max_position_embeddings": 64}"#;
+    let config = HfConfig::parse("config.json", config.as_bytes()).unwrap();
     let backend = CpuBackend::new(CpuConfig { threads: Some(2), ..CpuConfig::default() }).unwrap();
     let options =
         LoadOptions { max_step_rows: 1, max_logit_rows: 1, kv_budget: KvBudget::Tokens(64), ..LoadOptions::default() };
     let before = peak_resident();
-    let decoder = load_random(&shape, 1, backend, &options).unwrap();
+    let decoder = load_random(&config, 1, backend, &options).unwrap();
     let grown = peak_resident() - before;
     let plan = decoder.plan();
     // Beside the packed weights: the bytes of what is packed at the moment, the embedding or one group of a layer.

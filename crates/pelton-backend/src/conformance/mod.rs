@@ -7,15 +7,19 @@
 //! Activations are brought in through [`Backend::embed`] of an f32 table, which is exact, and out through [`Backend::read`].
 
 mod attention;
+mod experts;
 mod grouped;
 mod linear;
+mod norms;
 mod pointwise;
 mod tolerance;
 
 pub use attention::{attention, attention_is_batch_invariant};
+pub use experts::{experts, experts_are_batch_invariant};
 pub use grouped::grouped;
 pub use linear::{linear, linear_is_batch_invariant};
-pub use pointwise::{add_norm, embed, gate, norm, pointwise_is_batch_invariant, rope, take_rows};
+pub use norms::{add_norm, norm, norm_heads};
+pub use pointwise::{activate, add_positions, embed, gate, pointwise_is_batch_invariant, rope, scale, take_rows};
 
 use crate::{Backend, BackendError, BlockId, DType, DenseWeight, Group, HostTensor, StepBatch, TokenId, WeightFormat};
 
@@ -42,6 +46,13 @@ pub fn loading<B: Backend>(backend: &B) {
     assert!(backend.pack(&[]).is_err(), "no parts");
     assert!(backend.pack(&[weight(2, 3, DType::F32), weight(2, 4, DType::F32)]).is_err(), "different inputs");
     assert!(backend.pack(&[weight(2, 3, DType::F32), weight(2, 3, DType::F16)]).is_err(), "different precisions");
+}
+
+/// Columns around lanes and their multiples.
+const COLS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 300];
+
+fn param<B: Backend>(backend: &B, values: &[f32]) -> B::Param {
+    backend.param(&HostTensor::from_f32(vec![values.len()], values)).expect("a parameter fits")
 }
 
 /// Seeded numbers; SplitMix64 (Steele, Lea and Flood 2014).

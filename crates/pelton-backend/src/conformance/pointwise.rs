@@ -1,12 +1,12 @@
-//! Operations on each row or element by itself: embed, take_rows, norms, rope, gates.
+//! Operations on each row or element by itself: embed, take_rows, positions, rope, factors, activations.
 
-use super::{Numbers, Source, assert_close, assert_same_bits, kept, plain_batch, read, step_of, tolerance};
-use crate::{Act, Backend, DenseWeight, HostTensor, RmsNorm, RopeSpec, WeightFormat};
+use super::norms::{head_norms, layer_norm, rms_norm};
+use super::{
+    COLS, Numbers, Source, assert_close, assert_same_bits, kept, param, plain_batch, read, step_of, tolerance,
+};
+use crate::{Act, Backend, DenseWeight, HostTensor, RopeSpec, WeightFormat};
 
-/// Columns around lanes and their multiples.
-const COLS: [usize; 14] = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 300];
-
-const ACTS: [Act; 3] = [Act::Silu, Act::Gelu, Act::GeluTanh];
+const ACTS: [Act; 4] = [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu];
 
 /// Rows come out of a packed table as they were stored: exactly, but for two roundings where they are codes.
 pub fn embed<B: Backend>(backend: &B) {
@@ -47,55 +47,47 @@ pub fn take_rows<B: Backend>(backend: &B) {
     }
 }
 
-/// RMS norms match the reference.
-pub fn norm<B: Backend>(backend: &B) {
+/// The row of each position is added, rounded once.
+pub fn add_positions<B: Backend>(backend: &B) {
     for cols in COLS {
-        for num_rows in [1, 3, 70] {
-            let mut numbers = Numbers(cols as u64);
-            let (x, weight) = (numbers.take(num_rows * cols, 2.0), numbers.take(cols, 1.0));
-            let norm = rms_norm(backend, &weight);
-            let mut out = backend.rows(num_rows, cols).expect("rows fit");
-            backend.norm(&Source::new(backend, &x, cols).rows(0..num_rows), &norm, &mut out);
-            compare_norm(&read(backend, &out), &x, &weight, norm.eps);
-        }
+        let positions = [0, 1, 2, 50, 17, 99];
+        let table = Numbers(cols as u64 + 2).take(100 * cols, 1.0);
+        let values = Numbers(cols as u64).take(positions.len() * cols, 3.0);
+        let mut x = Source::new(backend, &values, cols).rows(0..positions.len());
+        let step = step_of(backend, &plain_batch(&[0; 6], &positions));
+        backend.add_positions(&step, &param(backend, &table), &mut x);
+        let added = positions.iter().flat_map(|&position| &table[position as usize * cols..][..cols]);
+        let expected: Vec<f32> = values.iter().zip(added).map(|(x, added)| x + added).collect();
+        assert_same_bits(&read(backend, &x), &expected, || format!("{cols} columns"));
     }
 }
 
-/// The residual stream keeps the sum, rounded once, and the norm is that of the sum.
-pub fn add_norm<B: Backend>(backend: &B) {
+/// Products are rounded once; caps hold near and far from zero; gates scale whole rows.
+pub fn scale<B: Backend>(backend: &B) {
     for cols in COLS {
-        for num_rows in [1, 3, 70] {
-            let mut numbers = Numbers(cols as u64 + 1);
-            let (residual, delta) = (numbers.take(num_rows * cols, 2.0), numbers.take(num_rows * cols, 1.0));
-            let weight = numbers.take(cols, 1.0);
-            let norm = rms_norm(backend, &weight);
-            let mut stream = Source::new(backend, &residual, cols).rows(0..num_rows);
-            let mut out = backend.rows(num_rows, cols).expect("rows fit");
-            backend.add_norm(&mut stream, &Source::new(backend, &delta, cols).rows(0..num_rows), &norm, &mut out);
-            let sum: Vec<f32> = residual.iter().zip(&delta).map(|(a, b)| a + b).collect();
-            assert_same_bits(&read(backend, &stream), &sum, || format!("residual of {cols} columns"));
-            compare_norm(&read(backend, &out), &sum, &weight, norm.eps);
+        let values = Numbers(cols as u64).take(5 * cols, 100.0);
+        let rows = || Source::new(backend, &values, cols).rows(0..5);
+        let mut x = rows();
+        backend.scale(5.625, &mut x);
+        let expected: Vec<f32> = values.iter().map(|x| x * 5.625).collect();
+        assert_same_bits(&read(backend, &x), &expected, || format!("{cols} columns times 5.625"));
+        for cap in [0.5, 30.0, 1000.0] {
+            let mut x = rows();
+            backend.softcap(cap, &mut x);
+            for (found, &x) in read(backend, &x).into_iter().zip(&values) {
+                let expected = f64::from(cap) * (f64::from(x) / f64::from(cap)).tanh();
+                let tolerance = tolerance::softcap(f64::from(x), f64::from(cap));
+                assert_close(found, expected, tolerance, || format!("{x} capped at {cap}, {cols} columns"));
+            }
         }
-    }
-}
-
-fn rms_norm<B: Backend>(backend: &B, weight: &[f32]) -> RmsNorm<B::Param> {
-    RmsNorm { weight: param(backend, weight), eps: 1e-5 }
-}
-
-fn param<B: Backend>(backend: &B, values: &[f32]) -> B::Param {
-    backend.param(&HostTensor::from_f32(vec![values.len()], values)).expect("a parameter fits")
-}
-
-fn compare_norm(found: &[f32], x: &[f32], weight: &[f32], eps: f32) {
-    let cols = weight.len();
-    for (row, (found, x)) in found.chunks(cols).zip(x.chunks(cols)).enumerate() {
-        let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let scale = 1.0 / (squares / cols as f64 + f64::from(eps)).sqrt();
-        for i in 0..cols {
-            let expected = f64::from(x[i]) * scale * f64::from(weight[i]);
-            let tolerance = tolerance::norm(cols, expected);
-            assert_close(found[i], expected, tolerance, || format!("row {row}, column {i} of {cols}"));
+        let gates = [-100.0, -2.5, 0.0, 0.3, 100.0];
+        let mut x = rows();
+        backend.scale_by_sigmoid(&Source::new(backend, &gates, 1).rows(0..5), &mut x);
+        for (i, found) in read(backend, &x).into_iter().enumerate() {
+            let (x, gate) = (f64::from(values[i]), f64::from(gates[i / cols]));
+            let y = x * sigmoid(gate);
+            let tolerance = tolerance::sigmoid_gate(y, x, gate, 0.0);
+            assert_close(found, y, tolerance, || format!("{x} by a gate of {gate}, {cols} columns"));
         }
     }
 }
@@ -148,6 +140,47 @@ fn rope_table(positions: usize, rotary_dim: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Plain activations match their definitions, also far from zero.
+pub fn activate<B: Backend>(backend: &B) {
+    for act in ACTS {
+        for size in [1.0, 8.0, 100.0] {
+            for cols in COLS {
+                let mut values = Numbers(cols as u64 + 5).take(5 * cols, size);
+                values[0] = 0.0;
+                let mut x = Source::new(backend, &values, cols).rows(0..5);
+                backend.activate(act, &mut x);
+                for (found, &x) in read(backend, &x).into_iter().zip(&values) {
+                    let (expected, tolerance) = activated(act, f64::from(x), 1.0);
+                    assert_close(found, expected, tolerance, || format!("{act:?} of {x}, {cols} columns"));
+                }
+            }
+        }
+    }
+}
+
+/// `act(x) * up`, and how far a result may be from it.
+fn activated(act: Act, x: f64, up: f64) -> (f64, f64) {
+    match act {
+        Act::Silu => {
+            let y = x * sigmoid(x) * up;
+            (y, tolerance::sigmoid_gate(y, x * up, x, 0.0))
+        }
+        Act::Gelu => {
+            let y = x * 0.5 * erfc(-x / std::f64::consts::SQRT_2) * up;
+            (y, tolerance::gelu(y, x * up, x))
+        }
+        Act::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            let y = x * sigmoid(2.0 * u) * up;
+            (y, tolerance::sigmoid_gate(y, x * up, 2.0 * u, 6.0))
+        }
+        Act::Relu => {
+            let y = x.max(0.0) * up;
+            (y, tolerance::product(y))
+        }
+    }
+}
+
 /// Gated activations match their definitions, also far from zero.
 pub fn gate<B: Backend>(backend: &B) {
     for act in ACTS {
@@ -161,21 +194,7 @@ pub fn gate<B: Backend>(backend: &B) {
                 for (i, &found) in read(backend, &out).iter().enumerate() {
                     let row = &gate_up[i / cols * 2 * cols..][..2 * cols];
                     let (x, up) = (f64::from(row[i % cols]), f64::from(row[cols + i % cols]));
-                    let (expected, tolerance) = match act {
-                        Act::Silu => {
-                            let y = x * sigmoid(x) * up;
-                            (y, tolerance::sigmoid_gate(y, x * up, x, 0.0))
-                        }
-                        Act::Gelu => {
-                            let y = x * 0.5 * erfc(-x / std::f64::consts::SQRT_2) * up;
-                            (y, tolerance::gelu(y, x * up, x))
-                        }
-                        Act::GeluTanh => {
-                            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-                            let y = x * sigmoid(2.0 * u) * up;
-                            (y, tolerance::sigmoid_gate(y, x * up, 2.0 * u, 6.0))
-                        }
-                    };
+                    let (expected, tolerance) = activated(act, x, up);
                     assert_close(found, expected, tolerance, || format!("{act:?} of {x} times {up}, {cols} columns"));
                 }
             }
@@ -215,7 +234,10 @@ pub fn pointwise_is_batch_invariant<B: Backend>(backend: &B) {
     let mut numbers = Numbers(11);
     let source = Source::new(backend, &numbers.take(num_rows * cols, 3.0), cols);
     let delta = Source::new(backend, &numbers.take(num_rows * cols, 1.0), cols);
-    let norm = rms_norm(backend, &numbers.take(cols, 1.0));
+    let norms = [rms_norm(backend, &numbers.take(cols, 1.0)), layer_norm(backend, &numbers.take(cols, 1.0))];
+    let heads = head_norms(backend, &numbers.take(spec.head_dim, 1.0), spec.num_heads, spec.num_kv_heads);
+    let position_table = param(backend, &numbers.take(num_rows * cols, 1.0));
+    let gates = Source::new(backend, &numbers.take(num_rows, 3.0), 1);
     let table = param(backend, &rope_table(num_rows, spec.rotary_dim));
 
     // All operations on rows `first..first + count`, by name.
@@ -223,20 +245,37 @@ pub fn pointwise_is_batch_invariant<B: Backend>(backend: &B) {
         let rows = || source.rows(first..first + count);
         let mut found = Vec::new();
         let mut out = backend.rows(count, cols).expect("rows fit");
-        backend.norm(&rows(), &norm, &mut out);
-        found.push(("norm", cols, read(backend, &out)));
-        let mut residual = rows();
-        backend.add_norm(&mut residual, &delta.rows(first..first + count), &norm, &mut out);
-        found.push(("add_norm", cols, read(backend, &out)));
-        found.push(("residual", cols, read(backend, &residual)));
+        for norm in &norms {
+            backend.norm(&rows(), norm, &mut out);
+            found.push(("norm", cols, read(backend, &out)));
+            let mut residual = rows();
+            backend.add_norm(&mut residual, &delta.rows(first..first + count), norm, &mut out);
+            found.push(("add_norm", cols, read(backend, &out)));
+            found.push(("residual", cols, read(backend, &residual)));
+        }
         let positions: Vec<u32> = (first..first + count).map(|row| row as u32).collect();
         let step = step_of(backend, &plain_batch(&vec![0; count], &positions));
         let mut qkv = rows();
         backend.rope(&step, &mut qkv, &table, &spec);
         found.push(("rope", cols, read(backend, &qkv)));
-        for (act, name) in ACTS.into_iter().zip(["silu", "gelu", "gelu_tanh"]) {
+        backend.norm_heads(&mut qkv, &heads);
+        found.push(("norm_heads", cols, read(backend, &qkv)));
+        let mut x = rows();
+        backend.add_positions(&step, &position_table, &mut x);
+        found.push(("add_positions", cols, read(backend, &x)));
+        backend.add(&mut x, &delta.rows(first..first + count));
+        found.push(("add", cols, read(backend, &x)));
+        backend.scale(3.0, &mut x);
+        found.push(("scale", cols, read(backend, &x)));
+        backend.softcap(5.0, &mut x);
+        found.push(("softcap", cols, read(backend, &x)));
+        backend.scale_by_sigmoid(&gates.rows(first..first + count), &mut x);
+        found.push(("scale_by_sigmoid", cols, read(backend, &x)));
+        for (act, name) in ACTS.into_iter().zip(["silu", "gelu", "gelu_tanh", "relu"]) {
             let mut out = backend.rows(count, cols / 2).expect("rows fit");
             backend.gate(&rows(), act, &mut out);
+            found.push((name, cols / 2, read(backend, &out)));
+            backend.activate(act, &mut out);
             found.push((name, cols / 2, read(backend, &out)));
         }
         found

@@ -27,6 +27,35 @@ pub(super) fn norm(cols: usize, y: f64) -> f64 {
     (cols as f64 / 2.0 + 6.0) * U * y.abs()
 }
 
+/// A layer norm of `cols` columns, `normed + bias`, of a row whose largest number is `largest` standard deviations from zero.
+///
+/// The mean is off by `cols + 1` roundings of the largest number, so each distance by one more; that moves results by as many roundings of
+/// `largest * weight`. It moves the variance in second order, beside what the sum of squares adds, as in [`norm`]; the bias rounds once more.
+pub(super) fn layer_norm(cols: usize, normed: f64, bias: f64, largest: f64, weight: f64) -> f64 {
+    let distance = (cols as f64 + 2.0) * U * largest;
+    let scale = (cols as f64 / 2.0 + 7.0) * U + 2.0 * distance;
+    scale * normed.abs() + distance * weight.abs() + U * (normed + bias).abs()
+}
+
+/// One product with result `y`.
+pub(super) fn product(y: f64) -> f64 {
+    U * y.abs()
+}
+
+/// `cap * tanh(x / cap)`: the exponential of `2 x / cap` is relatively good to six `U` and two roundings of its argument; what becomes of that in
+/// `1 - 2 / (e + 1)` is at most half of it (`2 e / (e + 1)^2`, and as much of the argument as there is curvature), and four more round.
+pub(super) fn softcap(x: f64, cap: f64) -> f64 {
+    let u = 2.0 * x.abs() / cap;
+    (6.0 + 2.0 * u * (-u).exp() + 4.0) * U * cap
+}
+
+/// A sum of `top_k` experts' results with their weights, all of one sign, result `y`, where logits differ by up to `range`: exponentials are good to four `U`
+/// and the argument's rounding, their sum over all experts to as many more as there are, then two divisions and the sum.
+pub(super) fn experts(num_experts: usize, top_k: usize, y: f64, range: f64) -> f64 {
+    let exponential = 6.0 + range;
+    (2.0 * exponential + (num_experts + top_k) as f64 + 4.0 + top_k as f64) * U * y.abs() + UNDERFLOW
+}
+
 /// `a * cos - b * sin`: two products and a sum.
 pub(super) fn rope(a_cos: f64, b_sin: f64) -> f64 {
     3.0 * U * (a_cos.abs() + b_sin.abs())

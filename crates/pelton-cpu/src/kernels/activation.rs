@@ -1,4 +1,4 @@
-//! Gated activations: `act(gate) * up`.
+//! Activations, plain and gated: `act(x)`, `act(gate) * up`.
 
 use pelton_backend::Act;
 
@@ -17,7 +17,18 @@ pub(crate) fn gate(isa: Isa, pool: &Pool, gate_up: &[f32], act: Act, cols: usize
             Act::Silu => isa.run(Gate { gate_up, cols, out, act: Silu }),
             Act::Gelu => isa.run(Gate { gate_up, cols, out, act: Gelu }),
             Act::GeluTanh => isa.run(Gate { gate_up, cols, out, act: GeluTanh }),
+            Act::Relu => isa.run(Gate { gate_up, cols, out, act: Relu }),
         }
+    });
+}
+
+/// `x = act(x)`.
+pub(crate) fn activate(isa: Isa, pool: &Pool, act: Act, x: &mut [f32]) {
+    pool.run_pieces(x, rows_per_piece(8), |_, _, x| match act {
+        Act::Silu => isa.run(Apply { x, act: Silu }),
+        Act::Gelu => isa.run(Apply { x, act: Gelu }),
+        Act::GeluTanh => isa.run(Apply { x, act: GeluTanh }),
+        Act::Relu => isa.run(Apply { x, act: Relu }),
     });
 }
 
@@ -42,6 +53,21 @@ impl<A: Activation> Kernel for Gate<'_, A> {
     }
 }
 
+struct Apply<'a, A> {
+    x: &'a mut [f32],
+    act: A,
+}
+
+impl<A: Activation> Kernel for Apply<'_, A> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, isa: L) {
+        for at in (0..self.x.len()).step_by(LANES) {
+            let activated = self.act.apply(isa, isa.read(self.x, at));
+            isa.write(self.x, at, activated);
+        }
+    }
+}
+
 trait Activation: Copy {
     fn apply<L: Lanes>(self, isa: L, x: L::V) -> L::V;
 }
@@ -52,6 +78,8 @@ struct Silu;
 struct Gelu;
 #[derive(Clone, Copy)]
 struct GeluTanh;
+#[derive(Clone, Copy)]
+struct Relu;
 
 impl Activation for Silu {
     #[inline(always)]
@@ -80,6 +108,14 @@ impl Activation for Gelu {
         let tail = isa.mul(isa.splat(0.5), erfc(isa, isa.mul(magnitude, isa.splat(std::f32::consts::FRAC_1_SQRT_2))));
         let share = isa.select_lt(x, zero, tail, isa.sub(isa.splat(1.0), tail));
         isa.mul(x, share)
+    }
+}
+
+impl Activation for Relu {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, isa: L, x: L::V) -> L::V {
+        // In this order, since what is not a number stays so.
+        isa.max(isa.splat(0.0), x)
     }
 }
 

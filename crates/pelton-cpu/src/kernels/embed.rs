@@ -1,9 +1,11 @@
-//! Rows of a packed table by token id.
+//! Rows of tables: by token id from a packed one, by position from a plain one.
 
 use half::{bf16, f16};
 use pelton_backend::TokenId;
 
 use super::linear::{Element, GroupedPanels, Int8Panels, PANEL, PackedLinear, Panels, panel_len};
+use super::norm::Add;
+use crate::isa::Isa;
 use crate::pieces::rows_per_piece;
 use crate::pool::Pool;
 
@@ -17,6 +19,17 @@ pub(crate) fn embed(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, ou
         Panels::Int8(panels) => gather_int8(pool, token_ids, table, panels, out),
         Panels::Grouped(panels) => gather_grouped(pool, token_ids, table, panels, out),
     }
+}
+
+/// `x[r] += table[positions[r]]`, rows of `cols` columns.
+pub(crate) fn add_positions(isa: Isa, pool: &Pool, positions: &[u32], table: &[f32], cols: usize, x: &mut [f32]) {
+    assert_eq!(x.len(), positions.len() * cols, "rows with a position have {cols} columns");
+    let rows = rows_per_piece(cols);
+    pool.run_pieces(x, rows * cols, |_, index, x| {
+        for (sum, &position) in x.chunks_exact_mut(cols).zip(&positions[index * rows..]) {
+            isa.run(Add { sum, delta: &table[position as usize * cols..][..cols] });
+        }
+    });
 }
 
 fn gather<T: Element>(pool: &Pool, token_ids: &[TokenId], table: &PackedLinear, panels: &[T], out: &mut [f32]) {

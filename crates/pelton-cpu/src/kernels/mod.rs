@@ -6,3 +6,5 @@ pub(crate) mod embed;
 pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod route;
+pub(crate) mod scale;

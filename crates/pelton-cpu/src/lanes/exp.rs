@@ -1,4 +1,4 @@
-//! The exponential function on sixteen lanes.
+//! The exponential function on sixteen lanes, and the soft cap made of it.
 
 use super::Lanes;
 
@@ -26,6 +26,14 @@ pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
     let e = isa.mul(p, isa.pow2(n));
     let e = isa.select_lt(x, isa.splat(-87.3), isa.splat(0.0), e);
     isa.select_lt(isa.splat(88.3), x, isa.splat(f32::INFINITY), e)
+}
+
+/// `cap * tanh(x / cap)`, as `tanh(u) = 1 - 2 / (e^2u + 1)`: within a few roundings of `cap`.
+#[inline(always)]
+pub(crate) fn soft_cap<L: Lanes>(isa: L, cap: f32, x: L::V) -> L::V {
+    let (cap, one, two) = (isa.splat(cap), isa.splat(1.0), isa.splat(2.0));
+    let e = exp(isa, isa.div(isa.mul(two, x), cap));
+    isa.mul(cap, isa.sub(one, isa.div(two, isa.add(e, one))))
 }
 
 #[cfg(test)]

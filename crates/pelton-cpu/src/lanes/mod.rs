@@ -11,7 +11,7 @@ mod scalar;
 use half::{bf16, f16};
 
 pub(crate) use avx2::Two;
-pub(crate) use exp::exp;
+pub(crate) use exp::{exp, soft_cap};
 
 /// Floats in a vector.
 pub(crate) const LANES: usize = 16;

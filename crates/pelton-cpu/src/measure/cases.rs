@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use half::bf16;
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvSpec, RmsNorm, RopeSpec,
-    StepBatch, TokenId, WeightFormat,
+    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvSpec, Norm, RopeSpec, StepBatch,
+    TokenId, WeightFormat,
 };
 
 use super::Extent;
@@ -289,7 +289,7 @@ fn pointwise(backend: &CpuBackend, sizes: &Sizes) -> Result<Vec<Case>, BackendEr
         let step = uploaded(backend, &batch)?;
 
         let ones = HostTensor::from_f32(vec![hidden], &vec![1.0; hidden]);
-        let norm = RmsNorm { weight: backend.param(&ones)?, eps: 1e-5 };
+        let norm = Norm::Rms { weight: backend.param(&ones)?, eps: 1e-5 };
         let (mut residual, delta) = (made_up_rows(backend, rows, hidden)?, made_up_rows(backend, rows, hidden)?);
         let mut out = backend.rows(rows, hidden)?;
         cases.push(Case {

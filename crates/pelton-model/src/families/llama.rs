@@ -3,26 +3,11 @@
 //! Source: `modeling_llama.py` of Transformers. `attention_bias` there covers the projection back as well. `pretraining_tp` only
 //! cuts a product into slices and changes no value, so it is not read.
 
-use crate::config::{ConfigError, HfConfig};
-use crate::spec::{Attention, DecoderSpec, Mlp, Names};
+use serde_json::json;
 
-/// Where a llama's tensors are.
-pub(crate) const NAMES: Names = Names {
-    embed: "model.embed_tokens",
-    layers: "model.layers",
-    attention_norm: "input_layernorm",
-    q: "self_attn.q_proj",
-    k: "self_attn.k_proj",
-    v: "self_attn.v_proj",
-    out: "self_attn.o_proj",
-    mlp_norm: "post_attention_layernorm",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-    norm: "model.norm",
-    head: "lm_head",
-    ignored: &["rotary_emb.inv_freq"],
-};
+use crate::config::{ConfigError, HfConfig};
+use crate::rope::Rope;
+use crate::spec::{Attention, DecoderSpec, LLAMA, Mlp, Names, Norm, NormKind, Positions, stated_positions};
 
 pub(super) fn spec(config: &HfConfig) -> Result<DecoderSpec, ConfigError> {
     if config.float_or("partial_rotary_factor", 1.0, 0.0..=1.0)? != 1.0 {
@@ -33,8 +18,17 @@ pub(super) fn spec(config: &HfConfig) -> Result<DecoderSpec, ConfigError> {
     }
     let attention_bias = config.bool_or("attention_bias", false)?;
     let attention = Attention::grouped(config)?.with_bias(attention_bias, attention_bias);
-    let mlp = Mlp::gated(config)?.with_bias(config.bool_or("mlp_bias", false)?);
-    DecoderSpec::sized(config, attention, mlp, config.float("rms_norm_eps", 0.0..=1.0)? as f32, NAMES)
+    let spec = declared(config, attention, LLAMA)?;
+    let mlp_bias = config.bool_or("mlp_bias", false)?;
+    Ok(DecoderSpec { mlp: spec.mlp.clone().with_bias(mlp_bias), ..spec })
+}
+
+/// RMS norms, whole heads rotated, a gated MLP without biases: what many families have in common.
+pub(super) fn declared(config: &HfConfig, attention: Attention, names: Names) -> Result<DecoderSpec, ConfigError> {
+    let config = &config.with_defaults(json!({"hidden_act": "silu", "rms_norm_eps": 1e-6}));
+    let rope = Rope::from_config(config, attention.head_dim, stated_positions(config)?)?;
+    let norm = Norm::from_config(config, NormKind::Rms, "rms_norm_eps")?;
+    DecoderSpec::new(config, norm, Positions::Rotary(vec![rope]), attention, Mlp::gated(config)?, names)
 }
 
 #[cfg(test)]
@@ -43,6 +37,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::spec::{BranchTensors, Head, HeadWeight};
 
     fn llama() -> Value {
         json!({
@@ -65,9 +60,10 @@ mod tests {
     fn old_files_without_optional_keys_get_the_defaults() {
         let spec = read(json!({"num_key_value_heads": "remove"})).unwrap();
         assert_eq!((spec.attention.num_kv_heads, spec.attention.head_dim), (6, 8));
-        assert_eq!(spec.attention.rope.theta, 10_000.0);
-        assert_eq!(spec.mlp, Mlp { intermediate_size: 80, act: Act::Silu, bias: false });
-        assert!(!spec.tied_head && !spec.attention.qkv_bias && !spec.attention.out_bias);
+        assert_eq!(spec.positions, Positions::Rotary(vec![Rope::plain(10_000.0, 8)]));
+        assert_eq!(spec.mlp, Mlp { intermediate_size: 80, act: Act::Silu, gated: true, bias: false });
+        assert_eq!(spec.head, Head { weight: HeadWeight::Own, bias: false, softcap: None });
+        assert!(!spec.attention.qkv_bias && !spec.attention.out_bias);
     }
 
     #[test]
@@ -76,14 +72,15 @@ mod tests {
         let tensors = spec.tensors();
         assert_eq!(tensors.head, None);
         let layer = &tensors.layers[1];
-        assert_eq!(layer.attention_norm.name, "model.layers.1.input_layernorm.weight");
+        assert_eq!(layer.attention_norm.weight.name, "model.layers.1.input_layernorm.weight");
         let part = |i: usize| (layer.qkv.parts[i].name.as_str(), layer.qkv.parts[i].shape.as_slice());
         assert_eq!(part(0), ("model.layers.1.self_attn.q_proj.weight", &[60, 48][..]));
         assert_eq!(part(2), ("model.layers.1.self_attn.v_proj.weight", &[20, 48][..]));
         assert_eq!(layer.out.bias[0].name, "model.layers.1.self_attn.o_proj.bias");
         assert_eq!(layer.out.bias[0].shape, [48]);
-        assert_eq!(layer.gate_up.parts[1].name, "model.layers.1.mlp.up_proj.weight");
-        assert!(layer.gate_up.bias.is_empty());
+        let BranchTensors::Dense(mlp) = &layer.mlp else { panic!("a llama has no experts") };
+        assert_eq!(mlp.up.parts[1].name, "model.layers.1.mlp.up_proj.weight");
+        assert!(mlp.up.bias.is_empty());
         assert_eq!(tensors.matrices().count(), 1 + 2 * 7);
         assert_eq!(tensors.vectors().count(), 2 * (2 + 4) + 1);
     }
@@ -100,7 +97,7 @@ mod tests {
             (json!({"hidden_size": "48"}), "hidden_size is \"48\""),
             (json!({"hidden_size": "remove"}), "no hidden_size"),
             (json!({"num_hidden_layers": 1000000}), "num_hidden_layers is 1000000"),
-            (json!({"hidden_act": "relu"}), "hidden_act is \"relu\""),
+            (json!({"hidden_act": "relu6"}), "hidden_act is \"relu6\""),
             (json!({"attention_bias": 1}), "attention_bias is 1"),
             (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
             (json!({"partial_rotary_factor": 0.5}), "rotates whole heads"),

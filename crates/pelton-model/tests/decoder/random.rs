@@ -3,20 +3,33 @@
 use pelton_backend::{DType, TokenId};
 use pelton_cpu::{CpuBackend, IsaChoice};
 use pelton_model::rates::{RateCase, RatePlan, Rates};
-use pelton_model::{DTypeChoice, Decoder, KvBudget, LoadOptions, Model, SHAPES, Shape, load_random};
+use pelton_model::{DTypeChoice, Decoder, HfConfig, KvBudget, LoadOptions, Model, SHAPES, Shape, load_random};
+use serde_json::Value;
 
 use crate::fixture::{Sequence, backend, bits, options};
 
-fn small(shape: &Shape) -> Shape {
-    Shape {
-        vocab_size: 300,
-        hidden_size: 32 * shape.num_heads,
-        num_layers: 2,
-        head_dim: 32,
-        intermediate_size: 160,
-        max_positions: 256,
-        ..*shape
+/// The shape with fewer and smaller layers; its heads as wide as they are.
+fn small(shape: &Shape) -> HfConfig {
+    let mut config: Value = serde_json::from_str(shape.json).unwrap();
+    for (key, value) in [
+        ("vocab_size", 300),
+        ("num_hidden_layers", 2),
+        ("n_layer", 2),
+        ("intermediate_size", 160),
+        ("n_inner", 160),
+        ("max_position_embeddings", 256),
+        ("n_positions", 256),
+    ] {
+        if config.get(key).is_some() {
+            config[key] = value.into();
+        }
     }
+    for (width, heads) in [("hidden_size", "num_attention_heads"), ("n_embd", "n_head")] {
+        if let Some(heads) = config.get(heads).and_then(Value::as_u64) {
+            config[width] = (32 * heads).into();
+        }
+    }
+    HfConfig::parse(shape.name, config.to_string().as_bytes()).unwrap()
 }
 
 #[test]
@@ -25,8 +38,7 @@ fn every_shape_computes_finite_numbers_of_its_own() {
         let logits = |seed| {
             let mut decoder =
                 load_random(&small(&shape), seed, backend(IsaChoice::Auto), &options(DType::BF16)).unwrap();
-            assert_eq!(decoder.info().architecture, shape.architecture);
-            assert_eq!(decoder.plan().lookup_bytes == 0, shape.tied_head);
+            assert!(shape.json.contains(decoder.info().architecture), "{}", shape.name);
             let tokens: Vec<TokenId> = (0..40).map(TokenId).collect();
             Sequence::new(&tokens, 40, 0, 1).run(&mut decoder, 40)
         };
@@ -63,7 +75,7 @@ fn rates_are_measured_behind_a_made_up_past() {
         kv_budget: KvBudget::Tokens(16 * plan.num_blocks(16)),
         ..options(DType::BF16)
     };
-    let mut decoder = load_random(&small(&SHAPES[2]), 0, backend(IsaChoice::Auto), &options).unwrap();
+    let mut decoder = load_random(&small(&SHAPES[4]), 0, backend(IsaChoice::Auto), &options).unwrap();
     let empty = behind_a_past(&mut decoder, 0);
     decoder.fill_kv(plan.num_blocks(16) as u32).unwrap();
     assert_ne!(behind_a_past(&mut decoder, 0), empty);

@@ -15,7 +15,7 @@ use pelton_backend::{AttendSpec, BlockId, alibi_slope};
 
 use crate::isa::{Isa, Kernel};
 use crate::kv::{Blocks, KvCache, KvElement, Layout, STRIP_TOKENS};
-use crate::lanes::{LANES, Lanes, exp};
+use crate::lanes::{LANES, Lanes, exp, soft_cap};
 use crate::pieces::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
@@ -389,13 +389,10 @@ impl<T: KvElement> Unit<'_, T> {
     #[inline(always)]
     fn adjust<L: Lanes>(&self, isa: L, i: usize, first_position: usize, scores: &mut [Scores]) {
         if let Some(cap) = self.args.spec.softcap {
-            // `tanh(x)` is `1 - 2 / (e^2x + 1)`.
-            let (cap, one) = (isa.splat(cap), isa.splat(1.0));
-            let two = isa.splat(2.0);
             for scores in scores.iter_mut() {
                 for at in (0..CHUNK_TOKENS).step_by(LANES) {
-                    let e = exp(isa, isa.div(isa.mul(two, isa.read(scores, at)), cap));
-                    isa.write(scores, at, isa.mul(cap, isa.sub(one, isa.div(two, isa.add(e, one)))));
+                    let capped = soft_cap(isa, cap, isa.read(scores, at));
+                    isa.write(scores, at, capped);
                 }
             }
         }

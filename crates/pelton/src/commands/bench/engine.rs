@@ -143,7 +143,7 @@ fn decoder(args: &EngineArgs, plan: &RatePlan) -> Result<(Decoder<CpuBackend>, S
     match &args.random_weights {
         Some(shape) => {
             checkpoint::check_no_revision(&args.hub)?;
-            let decoder = load_random(shape, WEIGHTS_SEED, backend, &options)
+            let decoder = load_random(&shape.config()?, WEIGHTS_SEED, backend, &options)
                 .with_context(|| format!("cannot make {} {room}", shape.name))?;
             Ok((decoder, shape.name.to_owned()))
         }
