@@ -145,7 +145,7 @@ fn architectures_and_keys_are_refused_by_name() {
     let error = config(std::slice::from_ref(&llama));
     assert_eq!(error, "x.gguf: llama.attention.head_count is absent, expected a count");
     let experts = key("llama.expert_count", 4, b"\x08\0\0\0");
-    assert!(config(&[llama.clone(), experts]).contains("llama with 8 experts is not supported"));
+    assert!(config(&[llama.clone(), experts]).contains("llama is not supported: it has 8 experts"));
     let heads = key("llama.attention.head_count", 4, b"\0\0\0\0");
     let hidden = key("llama.embedding_length", 4, b"\x20\0\0\0");
     assert!(config(&[llama, heads, hidden]).contains("expected at least one"));
