@@ -77,6 +77,11 @@ impl HfConfig {
         }
     }
 
+    /// Which file this is, or is part of.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// The same, where a key that is not there is looked up under the file's own word for it: pairs of ours and its.
     pub fn with_words(&self, words: &'static [(&'static str, &'static str)]) -> Self {
         Self { words, ..self.clone() }
@@ -93,11 +98,6 @@ impl HfConfig {
             }
         }
         config
-    }
-
-    /// Which file this is, or is part of.
-    pub fn file(&self) -> &str {
-        &self.file
     }
 
     /// The object under `key`, if there is one.

@@ -218,9 +218,9 @@ struct Prepared {
     tensors: DecoderTensors,
     source: Box<dyn TensorSource>,
     formats: MatrixFormats,
+    rounding: Option<Codebook>,
     /// Of matrices that are kept in numbers.
     dtype: DType,
-    rounding: Option<Codebook>,
     limits: StepLimits,
     plan: MemoryPlan,
     info: DecoderInfo,
@@ -254,23 +254,24 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let scheme = scheme_of(&config, files)?;
     let checkpoint = Checkpoint::open(files)?;
     let mut notes = Vec::new();
-    spec.names = spec.names.found(|name| checkpoint.has_any(name));
+    spec.names = spec.names.found(|name| checkpoint.stored(name).is_some());
     let head = format!("{}.", spec.names.head);
     match spec.head.weight {
         HeadWeight::Own if !checkpoint.has_any(&head) => {
             spec.head.weight = HeadWeight::Embedding;
-            notes.push(format!(
-                "{head}weight is missing although tie_word_embeddings is false; logits come from the embedding"
-            ));
+            let why = "is missing although tie_word_embeddings is false; logits come from the embedding";
+            notes.push(format!("{head}weight {why}"));
         }
-        HeadWeight::Embedding if checkpoint.has_any(&head) && !checkpoint.has_any(&spec.tensors().embed.name) => {
+        HeadWeight::Embedding
+            if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() =>
+        {
             spec.head.weight = HeadWeight::EmbeddingNamedHead;
         }
         _ => {}
     }
     let tensors = spec.tensors();
-    let tolerated =
-        |name: &str| spec.head.weight != HeadWeight::Own && name.starts_with(&head) || spec.names.ignores(name);
+    let own_head = spec.head.weight == HeadWeight::Own;
+    let tolerated = |name: &str| !own_head && name.starts_with(&head) || spec.names.ignores(name);
     let mut dtype = checkpoint.prevailing_dtype(tensors.matrices());
     let source: Box<dyn TensorSource> = match scheme {
         None => {
@@ -280,7 +281,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         Some(scheme) => {
             // Where every matrix is quantised, norms tell what the model was made in.
             dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
-            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.plain(), tolerated)?;
+            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.others(), tolerated)?;
             if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
                 let num = quantised.num_decoded();
                 notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
@@ -339,7 +340,7 @@ fn plan(
     let plan = MemoryPlan::new(&spec, &tensors, &formats, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.all().map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
-    Ok(Prepared { spec, tensors, source: weights.source, formats, dtype, rounding, limits, plan, info })
+    Ok(Prepared { spec, tensors, source: weights.source, formats, rounding, dtype, limits, plan, info })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {

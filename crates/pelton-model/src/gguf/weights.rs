@@ -20,8 +20,10 @@ pub(crate) struct GgufWeights {
 }
 
 impl GgufWeights {
-    /// Those that `wanted` names, each there in its shape, and no others but those `ignored`. `dtype`: what blocks that are no integers become; `None`: what most
-    /// numbers of matrices are in, where shorter ones than halves count as bfloat16 and integers not at all.
+    /// Those that `wanted` names, each there in its shape, and no others but those `ignored`.
+    ///
+    /// `dtype`: what blocks that are no integers become; `None`: what most numbers of matrices are in, where shorter ones than halves count
+    /// as bfloat16 and integers not at all.
     pub(crate) fn new(
         gguf: Arc<Gguf>,
         wanted: &DecoderTensors,

@@ -367,14 +367,14 @@ impl DecoderTensors {
         layers.chain(biases).chain(self.norm.tensors()).chain(&self.head_bias)
     }
 
-    /// Tensors that are no matrices of the model's precision: kept in f32.
-    pub fn plain(&self) -> impl Iterator<Item = &TensorSpec> {
+    /// Every tensor but [`DecoderTensors::matrices`].
+    pub fn others(&self) -> impl Iterator<Item = &TensorSpec> {
         self.vectors().chain(&self.positions)
     }
 
     /// Every tensor.
     pub fn all(&self) -> impl Iterator<Item = &TensorSpec> {
-        self.matrices().chain(self.plain())
+        self.matrices().chain(self.others())
     }
 }
 

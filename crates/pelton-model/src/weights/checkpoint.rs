@@ -306,13 +306,18 @@ impl Checkpoint {
         }
     }
 
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
     /// Type and shape of a tensor.
-    pub(super) fn stored(&self, name: &str) -> Option<(&ElementType, &[usize])> {
+    pub(crate) fn stored(&self, name: &str) -> Option<(&ElementType, &[usize])> {
         self.entry(name).map(|(_, entry)| (&entry.element, entry.shape.as_slice()))
     }
 
     /// Bytes of a tensor; none of one that is not there.
-    pub(super) fn bytes(&self, name: &str) -> Result<Bytes, CheckpointError> {
+    pub(crate) fn bytes(&self, name: &str) -> Result<Bytes, CheckpointError> {
         match self.entry(name) {
             Some((shard, entry)) => Ok(shard.bytes(entry)?),
             None => Ok(Bytes::Memory(&[])),
