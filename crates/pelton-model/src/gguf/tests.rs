@@ -145,7 +145,7 @@ fn architectures_and_keys_are_refused_by_name() {
     let error = config(std::slice::from_ref(&llama));
     assert_eq!(error, "x.gguf: llama.attention.head_count is absent, expected a count");
     let experts = key("llama.expert_count", 4, b"\x08\0\0\0");
-    assert!(config(&[llama.clone(), experts]).contains("llama with 8 experts is not supported"));
+    assert!(config(&[llama.clone(), experts]).contains("llama is not supported: it has 8 experts"));
     let heads = key("llama.attention.head_count", 4, b"\0\0\0\0");
     let hidden = key("llama.embedding_length", 4, b"\x20\0\0\0");
     assert!(config(&[llama, heads, hidden]).contains("expected at least one"));
@@ -179,6 +179,16 @@ fn no_flipped_bit_reads_beyond_the_file() {
         gguf.tokenizer();
     }
     assert!(opened > 100 && refused > 100, "{opened} {refused}");
+}
+
+#[test]
+fn what_is_said_of_text_is_handed_on_key_by_key() {
+    for name in ["tokenizer-bpe", "tokenizer-spm"] {
+        let found: Value =
+            serde_json::from_slice(&open(fixture(&format!("{name}.gguf"))).unwrap().tokenizer()).unwrap();
+        let wanted: Value = serde_json::from_slice(fixture(&format!("{name}.json"))).unwrap();
+        assert_eq!(found, wanted, "{name}");
+    }
 }
 
 #[test]

@@ -177,6 +177,7 @@ fn missing_and_damaged_files_are_named() {
     std::fs::write(&weights, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n").unwrap();
     assert!(refusal(folder.path(), &plain()).starts_with("model.safetensors is not a safetensors file"));
     std::fs::remove_file(&weights).unwrap();
+    std::fs::remove_file(folder.path().join("expected.safetensors")).unwrap();
     assert!(refusal(folder.path(), &plain()).starts_with("there is none of model.safetensors,"));
     std::fs::write(folder.path().join("config.json"), "{").unwrap();
     assert!(refusal(folder.path(), &plain()).starts_with("config.json is not a JSON object"));
