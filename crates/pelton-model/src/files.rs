@@ -130,12 +130,8 @@ impl ModelFiles {
         if FORMATS.iter().any(|format| has(format.single) || has(format.index)) {
             return Ok(Self { source: Source::Directory(path) });
         }
-        let io = |source| FilesError::Io { name: path.display().to_string(), source };
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&path).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            names.extend(name.to_str().filter(|name| is_gguf(name)).map(str::to_owned));
-        }
+        let mut names = names_in(&path)?;
+        names.retain(|name| is_gguf(name));
         names.sort();
         match &names[..] {
             [] => Ok(Self { source: Source::Directory(path) }),
@@ -206,6 +202,18 @@ impl ModelFiles {
         }
     }
 
+    /// Names of the files that end so, in order.
+    pub(crate) fn names_ending(&self, ending: &str) -> Result<Vec<String>, FilesError> {
+        let mut names: Vec<String> = match &self.source {
+            Source::Embedded(files) => files.keys().cloned().collect(),
+            Source::Directory(path) => names_in(path)?,
+            Source::Gguf { .. } => Vec::new(),
+        };
+        names.retain(|name| name.ends_with(ending));
+        names.sort();
+        Ok(names)
+    }
+
     /// Opens a file that is read in pieces; `None` when there is no such file.
     pub(crate) fn open(&self, name: &str) -> Result<Option<Blob<'static>>, FilesError> {
         if !is_plain(name) {
@@ -246,6 +254,13 @@ impl fmt::Display for ModelFiles {
             Source::Embedded(_) => f.write_str("the model inside the program"),
         }
     }
+}
+
+/// Names of the files of a directory, those that are text.
+fn names_in(path: &Path) -> Result<Vec<String>, FilesError> {
+    let io = |source| FilesError::Io { name: path.display().to_string(), source };
+    let entries = std::fs::read_dir(path).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 /// Whether `name` is one path component that cannot lead elsewhere.

@@ -172,6 +172,8 @@ struct Hub<'a> {
 enum Weights<'a> {
     /// Of that format, as one file or by its index.
     Files(&'static FileFormat),
+    /// One safetensors file of another name.
+    Named(&'a str),
     /// One GGUF file, which is the whole model.
     Gguf(&'a str),
 }
@@ -206,22 +208,24 @@ impl Hub<'_> {
                 files.get(file)?;
                 snapshot.join(file)
             }
-            Some(Weights::Files(format)) => {
+            Some(weights) => {
                 for name in names.iter().filter(|name| is_description(name)) {
                     files.get(name)?;
                 }
                 if !has("config.json") {
                     return Err(HubError::NoWeights { what: self.what(), missing: "config.json".to_owned() });
                 }
-                if has(format.single) {
-                    files.get(format.single)?;
-                } else {
-                    files.get(format.index)?;
-                    for shard in
-                        shards(&snapshot, format).map_err(|error| self.failed(&self.what(), error.to_string()))?
-                    {
-                        files.get(&shard)?;
+                match weights {
+                    Weights::Files(format) if !has(format.single) => {
+                        files.get(format.index)?;
+                        for shard in
+                            shards(&snapshot, format).map_err(|error| self.failed(&self.what(), error.to_string()))?
+                        {
+                            files.get(&shard)?;
+                        }
                     }
+                    Weights::Files(format) => files.get(format.single)?,
+                    Weights::Named(file) | Weights::Gguf(file) => files.get(file)?,
                 }
                 snapshot.clone()
             }
@@ -249,8 +253,10 @@ impl Hub<'_> {
                 model_id: self.model_id.to_owned(),
                 first: first.clone(),
             }),
-            one => {
-                Ok(one.first().and_then(|one| names.iter().find(|name| *name == one)).map(|name| Weights::Gguf(name)))
+            [one] => Ok(names.iter().find(|name| *name == one).map(|name| Weights::Gguf(name))),
+            [] => {
+                let mut named = names.iter().filter(|name| is_plain(name) && name.ends_with(FORMATS[0].ending));
+                Ok(named.next().filter(|_| named.next().is_none()).map(|name| Weights::Named(name)))
             }
         }
     }
@@ -281,12 +287,13 @@ impl Hub<'_> {
         let format = match self.weights(&names)? {
             None => return Err(not_cached(self.gguf.unwrap_or(FORMATS[0].single))),
             Some(Weights::Gguf(file)) => return Ok(snapshot.join(file)),
-            Some(Weights::Files(format)) => format,
+            Some(Weights::Files(format)) => Some(format),
+            Some(Weights::Named(_)) => None,
         };
         if !has("config.json") {
             return Err(not_cached("config.json"));
         }
-        if !has(format.single) {
+        if let Some(format) = format.filter(|format| !has(format.single)) {
             let shards = shards(&snapshot, format).map_err(|error| self.cache_error(&error))?;
             if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
                 return Err(not_cached(missing));

@@ -47,6 +47,11 @@ pub(crate) struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Layer<B> {
+    /// Its linears in the order of [`crate::spec::LayerTensors::linears`].
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
+        [&mut self.attention.qkv, &mut self.attention.out].into_iter().chain(self.mlp.linears_mut())
+    }
+
     /// Takes `residual` and `normed` of the workspace from this block's input to the `next` norm's.
     pub(crate) fn forward(&self, pass: &mut Pass<'_, B>, work: &mut Workspace<B>, next: &Norm<B::Param>) {
         let backend = pass.backend;

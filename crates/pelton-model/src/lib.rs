@@ -28,7 +28,7 @@ mod memory;
 mod mlp;
 mod model;
 pub mod perplexity;
-//pub mod quantize;
+pub mod quantize;
 pub mod rates;
 mod treatment;
 mod workspace;

@@ -29,7 +29,7 @@ use crate::weights::{
 };
 use crate::workspace::Workspace;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,7 @@ pub fn load_random<B: Backend>(
 
 /// Packs the weights of `prepared` into `backend`.
 fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, source, formats, dtype, rounding, limits, plan, info } = prepared;
+    let Prepared { spec, tensors, source, formats, rounding, dtype, limits, plan, info } = prepared;
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
@@ -281,7 +281,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         Some(scheme) => {
             // Where every matrix is quantised, norms tell what the model was made in.
             dtype = dtype.or_else(|| checkpoint.prevailing_dtype(tensors.vectors()));
-            let quantised = Quantised::check(checkpoint, scheme, tensors.matrices(), tensors.others(), tolerated)?;
+            let quantised = Quantised::check(checkpoint, scheme, tensors.all(), tolerated)?;
             if quantised.num_decoded() > 0 && matches!(options.quantize, None | Some(Quantize::Fp8)) {
                 let num = quantised.num_decoded();
                 notes.push(format!("{num} matrices in {scheme} become numbers: no kernel computes in their format"));
@@ -450,7 +450,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)? })
+        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)?, inputs: None })
     }
 
     /// The embedding or the head.

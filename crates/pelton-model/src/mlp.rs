@@ -1,7 +1,10 @@
 //! What a block has behind its attention: an MLP, or experts of which each row visits a few.
 
+use std::cell::RefCell;
+
 use pelton_backend::{Act, Backend, RouteSpec};
 
+use crate::quantize::Moments;
 use crate::workspace::{BranchRows, ExpertsRows, MlpRows};
 
 /// An MLP or experts.
@@ -33,9 +36,22 @@ pub(crate) struct Shared<B: Backend> {
 pub(crate) struct Linear<B: Backend> {
     pub(crate) weight: B::Linear,
     pub(crate) bias: Option<B::Param>,
+    /// What reaches it, where somebody wants to know.
+    pub(crate) inputs: Option<RefCell<Moments>>,
 }
 
 impl<B: Backend> Branch<B> {
+    /// Its linears in the order of [`crate::spec::LayerTensors::linears`].
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
+        let (one, experts) = match self {
+            Self::Dense(mlp) => (Some(mlp), None),
+            Self::Experts(experts) => {
+                (experts.shared.as_mut().map(|shared| &mut shared.mlp), Some(&mut experts.experts))
+            }
+        };
+        experts.into_iter().flatten().chain(one).flat_map(|mlp| [&mut mlp.up, &mut mlp.down])
+    }
+
     /// `x` and `out` are `[rows, hidden]`.
     pub(crate) fn apply(&self, backend: &B, x: &B::Rows, rows: &mut BranchRows<B>, out: &mut B::Rows) {
         match (self, &mut rows.dense, &mut rows.experts) {
@@ -86,6 +102,9 @@ impl<B: Backend> Experts<B> {
 
 impl<B: Backend> Linear<B> {
     pub(crate) fn apply(&self, backend: &B, x: &B::Rows, out: &mut B::Rows) {
+        if let Some(inputs) = &self.inputs {
+            inputs.borrow_mut().add(backend.read(x, &mut Vec::new()));
+        }
         backend.linear(x, &self.weight, self.bias.as_ref(), out);
     }
 }

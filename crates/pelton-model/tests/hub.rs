@@ -276,6 +276,22 @@ fn pickles_are_fetched_where_there_is_nothing_better() {
 }
 
 #[test]
+fn a_single_safetensors_file_may_have_any_name() {
+    let files = [("config.json", "{}"), ("quantize_config.json", "{}"), ("gptq_model-4bit-128g.safetensors", "x")];
+    let hub = Hub::serve(Repository::new(&files));
+    let cache = tempfile::tempdir().unwrap();
+    let options = hub.options(cache.path());
+    let folder = fetch(ID, &options).unwrap();
+    assert_eq!(names_in(&folder), ["config.json", "gptq_model-4bit-128g.safetensors", "quantize_config.json"]);
+    drop(hub);
+    assert_eq!(fetch(ID, &HubOptions { offline: true, ..options }).unwrap(), folder);
+    // Of two nobody knows which.
+    let hub = Hub::serve(Repository::new(&[("config.json", "{}"), ("a.safetensors", "x"), ("b.safetensors", "x")]));
+    let cache = tempfile::tempdir().unwrap();
+    assert!(fetch(ID, &hub.options(cache.path())).unwrap_err().to_string().contains("has no weights"));
+}
+
+#[test]
 fn a_gguf_file_is_the_whole_model() {
     let hub = Hub::serve(Repository::new(&[("a-Q8_0.gguf", "1"), ("README.md", "x")]));
     let cache = tempfile::tempdir().unwrap();

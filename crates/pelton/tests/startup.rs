@@ -121,7 +121,12 @@ fn limits_beyond_the_model_are_refused() {
 
 #[test]
 fn what_is_not_built_is_refused() {
-    assert_says(&refusal(&["--quantize", "gptq"]), &["--quantize gptq", "not built", "int8", "int4"]);
+    assert_says(
+        &refusal(&["--quantize", "gptq"]),
+        &["--quantize gptq needs a checkpoint", "in numbers", "int8 or int4"],
+    );
+    assert_says(&refusal(&["--quantize", "exl2"]), &["exl2", "GPU", "int4"]);
+    assert_says(&refusal(&["--quantize", "int3"]), &["int3", "known are int8, int4"]);
     assert_says(&refusal(&["--quantize", "int4", "--dtype", "float16"]), &["--quantize", "--dtype"]);
     assert_says(&refusal(&["--model-id", "fake", "--quantize", "int8"]), &["--quantize", "fake"]);
     assert_says(&refusal(&["--fake-step-cost", "1ms"]), &["--model-id fake"]);

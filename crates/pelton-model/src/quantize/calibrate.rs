@@ -1,5 +1,6 @@
 //! What reaches each linear when a model reads a text.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -7,13 +8,13 @@ use pelton_backend::{Backend, BlockId, DType, StepBatch, TokenId};
 
 use super::factor::Moments;
 use super::{QuantizeError, bar};
-use crate::decoder::{Decoder, Watch};
+use crate::decoder::Decoder;
 use crate::files::ModelFiles;
-use crate::formats::Quantize;
 use crate::load::{DTypeChoice, KvFormatChoice, LoadOptions, load};
 use crate::memory::KvBudget;
 use crate::model::Model;
 use crate::spec::LayerTensors;
+use crate::treatment::Quantize;
 
 /// Positions in a block of keys and values.
 const BLOCK_TOKENS: usize = 16;
@@ -105,7 +106,6 @@ impl<'a, B: Backend> Calibrated<'a, B> {
         show_progress: bool,
     ) -> Result<(Range<usize>, Seen), QuantizeError> {
         let room = (self.decoder.backend().memory().available_bytes as f64 * MEMORY_SHARE) as u64;
-        let mut seen = Seen::new();
         let mut needed = 0;
         let mut end = first;
         while end < layers.len() {
@@ -114,8 +114,8 @@ impl<'a, B: Backend> Calibrated<'a, B> {
             if end > first && needed > room {
                 break;
             }
-            for (number, linear) in layers[end].linears().enumerate() {
-                seen.insert(Place { layer: end, linear: number }, Moments::new(linear.parts[0].shape[1]));
+            for (linear, tensors) in self.decoder.layers[end].linears_mut().zip(layers[end].linears()) {
+                linear.inputs = Some(RefCell::new(Moments::new(tensors.parts[0].shape[1])));
             }
             end += 1;
         }
@@ -123,29 +123,21 @@ impl<'a, B: Backend> Calibrated<'a, B> {
         let bar = bar(show_progress, pieces.len(), "reading", "pieces");
         let blocks: Vec<BlockId> = (0..self.text.piece.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
         let mut batch = StepBatch::default();
-        let mut watch = Collect { seen: &mut seen, host: Vec::new() };
         for piece in pieces {
             let tokens: Vec<TokenId> = piece.iter().copied().map(TokenId).collect();
             batch.clear();
             batch.push_span(&tokens, 0, &blocks, BLOCK_TOKENS as u32);
-            self.decoder.forward_watched(&batch, &mut watch)?;
+            self.decoder.forward(&batch)?;
             bar.inc(1);
         }
         bar.finish_and_clear();
-        Ok((first..end, seen))
-    }
-}
-
-/// Adds the inputs of linears to their moments.
-struct Collect<'a> {
-    seen: &'a mut Seen,
-    host: Vec<f32>,
-}
-
-impl<B: Backend> Watch<B> for Collect<'_> {
-    fn linear(&mut self, backend: &B, layer: usize, linear: usize, input: &B::Rows) {
-        if let Some(moments) = self.seen.get_mut(&Place { layer, linear }) {
-            moments.add(backend.read(input, &mut self.host));
+        let mut seen = Seen::new();
+        for layer in first..end {
+            for (number, linear) in self.decoder.layers[layer].linears_mut().enumerate() {
+                let moments = linear.inputs.take().map(RefCell::into_inner);
+                seen.extend(moments.map(|moments| (Place { layer, linear: number }, moments)));
+            }
         }
+        Ok((first..end, seen))
     }
 }

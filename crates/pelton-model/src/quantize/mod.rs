@@ -29,7 +29,7 @@ use crate::weights::{Checkpoint, CheckpointError};
 
 use calibrate::{Calibrated, Place, Seen};
 pub use calibrate::{Calibration, CalibrationError};
-use factor::Moments;
+pub(crate) use factor::Moments;
 use gptq::Rounded;
 use pack::NewTensor;
 

@@ -13,7 +13,7 @@ use super::{QuantizeError, QuantizeFormat};
 use crate::files::ModelFiles;
 use crate::load::{CONFIG, LoadError};
 use crate::spec::{DecoderSpec, DecoderTensors};
-use crate::weights::{Bytes, Checkpoint, ElementType, SINGLE};
+use crate::weights::{Bytes, Checkpoint, ElementType, FORMATS};
 
 /// Files beside the weights that a model may have.
 const OTHERS: &[&str] = &[
@@ -84,7 +84,7 @@ pub(super) fn weights(
     replaced: &[String],
     new: &[NewTensor],
 ) -> Result<(u64, u64), QuantizeError> {
-    let path = out.join(SINGLE);
+    let path = out.join(FORMATS[0].single);
     let mut tensors: Vec<(String, Source<'_>)> =
         new.iter().map(|tensor| (tensor.name.clone(), Source::New(tensor))).collect();
     let mut before = 0;

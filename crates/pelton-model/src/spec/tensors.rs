@@ -317,6 +317,14 @@ impl BranchTensors {
         experts.into_iter().flatten().chain(one)
     }
 
+    /// The MLP, where there are no experts.
+    pub(crate) fn dense(&self) -> Option<&MlpTensors> {
+        match self {
+            Self::Dense(mlp) => Some(mlp),
+            Self::Experts(_) => None,
+        }
+    }
+
     /// What is kept in f32.
     pub(crate) fn routers(&self) -> impl Iterator<Item = &TensorSpec> {
         let experts = match self {

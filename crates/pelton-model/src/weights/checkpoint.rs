@@ -22,7 +22,7 @@ pub(crate) struct FileFormat {
     /// The list of files, where they are several.
     pub(crate) index: &'static str,
     /// The end of every file's name.
-    ending: &'static str,
+    pub(crate) ending: &'static str,
 }
 
 /// What is looked for, in this order, as Transformers does.
@@ -208,7 +208,8 @@ impl Index {
 }
 
 impl Checkpoint {
-    /// Opens the weights of the first format there is, one file or the shards that its index names, and checks every header.
+    /// Opens the weights of the first format there is, one file or the shards that its index names, or else the one safetensors file there
+    /// is, whatever its name (quantisers put theirs into it), and checks every header.
     pub fn open(files: &ModelFiles) -> Result<Self, CheckpointError> {
         for format in &FORMATS {
             if let Some(blob) = files.open(format.single)? {
@@ -217,6 +218,11 @@ impl Checkpoint {
             if let Some(index) = Index::read(files, format)? {
                 return index.open(files);
             }
+        }
+        if let [name] = &files.names_ending(FORMATS[0].ending)?[..]
+            && let Some(blob) = files.open(name)?
+        {
+            return Self::of(vec![Shard::open(name, blob)?]);
         }
         Err(CheckpointError::NoWeights)
     }

@@ -183,12 +183,12 @@ fn a_slightly_wrong_configuration_is_noticed() {
         ("mistral", "/sliding_window", json!(51)),
         ("mistral_narrow", "/sliding_window", json!(2)),
         ("mistral_no_window", "/sliding_window", json!(600)),
-        ("qwen2_windows", "/max_window_layers", json!(2)),
+        ("qwen2_windows", "/layer_types/1", json!("full_attention")),
         ("qwen2_windows", "/use_sliding_window", json!(false)),
         ("qwen2_layer_types", "/layer_types/0", json!("full_attention")),
         ("starcoder2", "/sliding_window", json!(32)),
         ("phi", "/partial_rotary_factor", json!(0.75)),
-        ("phi3_partial_window", "/partial_rotary_factor", json!(0.7)),
+        ("phi3_partial_window", "/partial_rotary_factor", json!(0.65)),
         ("phi3_long", "/rope_scaling/long_factor/1", json!(1.503)),
         ("phi3_long", "/original_max_position_embeddings", json!(66)),
         ("phi3_short", "/rope_scaling/short_factor/1", json!(1.103)),
@@ -209,6 +209,7 @@ fn a_slightly_wrong_configuration_is_noticed() {
         ("qwen3_moe", "/num_experts_per_tok", json!(3)),
         ("qwen3_moe_mixed", "/sliding_window", json!(29)),
     ];
+    let mut unnoticed = Vec::new();
     for (name, key, value) in changes {
         let tolerance = Tolerance::of(name);
         let folder = copy_of(name);
@@ -222,8 +223,11 @@ fn a_slightly_wrong_configuration_is_noticed() {
         let mut decoder = decoder_in(folder.path(), IsaChoice::Auto, DType::F32);
         let Found { ratio, .. } =
             compare(&mut decoder, &expected(name), |depth, position| tolerance.after(depth, position));
-        assert!(ratio > 1.0, "{name} with {key} = {value}: only {ratio} times what is allowed");
+        if ratio <= 1.0 {
+            unnoticed.push(format!("{name} with {key} = {value}: only {ratio} times what is allowed"));
+        }
     }
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }
 
 /// The order of rows matters: two rows of a projection that change places are noticed in every layout, and so is one dimension rotated with another.
@@ -264,7 +268,7 @@ fn swap_rows(path: &Path, tensor: &str, rows: [usize; 2]) {
 #[test]
 fn bfloat16_stays_within_its_own_rounding() {
     for isa in instruction_sets() {
-        for name in ["stored_bf16", "biases", "mqa_odd_sizes"] {
+        for name in ["stored_bf16", "biases", "mqa_odd_sizes", "gemma", "gptj", "gpt_neox", "starcoder2"] {
             let mut decoder = decoder(name, isa, DType::BF16);
             let Found { ratio, place, .. } =
                 compare(&mut decoder, &expected(name), |depth, _| 8.0 * depth as f32 * BF16_ROUNDING);

@@ -7,7 +7,7 @@
 //! | `weight` | U8 | `[ceil(out * in / 2), 1]`: codes of the flattened matrix, upper half of a byte first |
 //! | `weight.quant_map` | F32 | `[16]`: the codebook |
 //! | `weight.absmax` | F32 | one for each block of the flattened matrix |
-//! | `weight.absmax` | U8 | the same, as codes of `weight.nested_quant_map` `[256]`, times `weight.nested_absmax` (one for each block of them), plus an offset |
+//! | `weight.absmax` | U8 | the same: codes of `weight.nested_quant_map` `[256]`, times `weight.nested_absmax` (one for each block of them), plus an offset |
 //! | `weight.quant_state.bitsandbytes__nf4`, `__fp4` | U8 | JSON: sizes of blocks, shape, offset |
 //!
 //! Four bits are decoded to numbers, `codebook[code] * absmax`, rounded to float32 once. Source: bitsandbytes' `QuantState` and its

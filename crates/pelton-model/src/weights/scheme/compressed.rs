@@ -85,7 +85,12 @@ impl Compressed {
                 cut = cut.sorted(module, "weight_g_idx", group_of)?;
             }
         }
-        Ok(Some(Box::new(Integers { cut, packed, one_scale })))
+        let mut integers = Integers { cut, packed, one_scale };
+        // Some symmetric checkpoints store zero points too, all of them the middle.
+        if integers.cut.zeros {
+            integers.cut.zeros = integers.zeros(module)?.iter().any(|&zero| zero != bits.middle());
+        }
+        Ok(Some(Box::new(integers)))
     }
 
     fn num_groups(&self, in_features: usize) -> usize {

@@ -11,6 +11,8 @@ pub(super) mod fp8;
 mod gptq;
 mod integers;
 mod quant_config;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -210,17 +212,16 @@ pub(crate) struct Quantised {
 }
 
 impl Quantised {
-    /// Finds out how each of `matrices` is spelt, and checks everything else as [`Checkpoint::check`] does.
+    /// Finds out how each matrix of `wanted` is spelt, and checks everything else as [`Checkpoint::check`] does.
     pub(crate) fn check<'a>(
         checkpoint: Checkpoint,
         scheme: Scheme,
-        matrices: impl Iterator<Item = &'a TensorSpec>,
-        vectors: impl Iterator<Item = &'a TensorSpec>,
+        wanted: impl Iterator<Item = &'a TensorSpec>,
         tolerated: impl Fn(&str) -> bool,
     ) -> Result<Self, CheckpointError> {
         let (mut modules, mut read) = (BTreeMap::new(), BTreeSet::new());
         let (mut plain, mut problems) = (Vec::new(), Vec::new());
-        for spec in matrices {
+        for spec in wanted {
             let Some((name, shape)) = module_of(spec) else {
                 plain.push(spec);
                 continue;
@@ -239,8 +240,7 @@ impl Quantised {
                 Err(Problem::Error(error)) => return Err(error),
             }
         }
-        let vectors: Vec<&TensorSpec> = vectors.collect();
-        let known: BTreeSet<&str> = vectors.iter().map(|spec| spec.name.as_str()).collect();
+        let known: BTreeSet<&str> = plain.iter().map(|spec| spec.name.as_str()).collect();
         // Quantisers of some years gave every matrix a bias, full of zeros where the model has none.
         for name in modules.keys() {
             let bias = format!("{name}.bias");
@@ -253,7 +253,7 @@ impl Quantised {
         }
         let unread = |name: &str| scheme.unread().iter().any(|ending| name.ends_with(ending));
         let tolerated = |name: &str| read.contains(name) || tolerated(name) || unread(name);
-        checkpoint.check(plain.into_iter().chain(vectors), tolerated, problems)?;
+        checkpoint.check(plain.into_iter(), tolerated, problems)?;
         Ok(Self { checkpoint, modules })
     }
 
@@ -274,8 +274,9 @@ fn module_of(spec: &TensorSpec) -> Option<(&str, [usize; 2])> {
 }
 
 impl TensorSource for Quantised {
+    /// Also of matrices that are only wanted in numbers, such as those that choose experts.
     fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError> {
-        self.checkpoint.tensor(wanted)
+        self.matrix(wanted).map(Matrix::decoded)
     }
 
     /// Quantisers write every matrix as `[out, in]`, also those that are transposed in numbers; rows stay as they were.

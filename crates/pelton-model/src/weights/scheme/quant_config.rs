@@ -159,9 +159,16 @@ fn fp8(config: &HfConfig) -> Result<Scheme, ConfigError> {
     Ok(Scheme::Fp8(Fp8 { block: block(config, "weight_block_size")? }))
 }
 
+/// Two sizes as a list, or as `128x128`, which older files have.
 fn block(config: &HfConfig, key: &str) -> Result<Option<[usize; 2]>, ConfigError> {
+    let expected = || config.refuse(key, "two numbers, rows and columns of a block");
+    if let Ok(Some(text)) = config.optional_text(key) {
+        let sides = text.split('x').map(|side| side.parse().ok().filter(|side| (1..=MAX_FEATURES).contains(side)));
+        let sides = sides.collect::<Option<Vec<usize>>>().ok_or_else(expected)?;
+        return sides.try_into().map(Some).map_err(|_| expected());
+    }
     let Some(sizes) = config.optional_sizes(key, 1..=MAX_FEATURES)? else { return Ok(None) };
-    <[usize; 2]>::try_from(sizes).map(Some).map_err(|_| config.refuse(key, "two numbers, rows and columns of a block"))
+    sizes.try_into().map(Some).map_err(|_| expected())
 }
 
 fn bitsandbytes(config: &HfConfig) -> Result<Scheme, ConfigError> {
@@ -295,7 +302,7 @@ mod tests {
             (
                 compressed(
                     "float-quantized",
-                    json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 32]}),
+                    json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": "64x32"}),
                 ),
                 of(None, Some([64, 32])),
             ),
@@ -361,6 +368,7 @@ mod tests {
                 json!({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}),
                 "rotations of activations",
             ),
+            (compressed(json!({"block_structure": "64x"})), "block_structure is \"64x\", expected two numbers"),
             (compressed(json!({"num_bits": 3})), "config_groups.g.weights.num_bits is 3"),
             (compressed(json!({"num_bits": 4, "type": "float"})), "floats are read in 8 bits"),
             (compressed(json!({"strategy": "token"})), "strategy is \"token\""),
