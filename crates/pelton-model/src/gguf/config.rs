@@ -188,7 +188,12 @@ pub(super) fn config(gguf: &Gguf) -> Result<Value, GgufError> {
             let largest = matches!((architecture.name, gguf.size("block_count")?), ("gemma2", 46) | ("gemma3", 62));
             config["query_pre_attn_scalar"] = if largest { shared } else { head_dim }.into();
         }
-        "phi2" | "phi3" => config["partial_rotary_factor"] = part.into(),
+        "phi2" => config["partial_rotary_factor"] = part.into(),
+        "phi3" => {
+            config["partial_rotary_factor"] = part.into();
+            config["original_max_position_embeddings"] =
+                gguf.optional_size("rope.scaling.original_context_length")?.into();
+        }
         "gptneox" => {
             config["rotary_pct"] = part.into();
             let parallel = gguf.header.bool(&gguf.key("use_parallel_residual")?).unwrap_or(true);
