@@ -32,8 +32,7 @@ UV = "uv==0.13.9"
 LOAD_TIMEOUT_S = 600
 ANSWER_TIMEOUT_S = 180
 WEIGHT_BYTES = {"bf16": 2, "int8": 1}
-SHAPES = {"tinyllama-1.1b": BENCH / "random_checkpoint.py", "llama-160m": BENCH / "random_checkpoint.py",
-          "qwen2.5-0.5b": HERE / "random_qwen2.py"}
+SHAPES = ["tinyllama-1.1b", "llama-160m", "qwen2.5-0.5b"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def checkpoint(args: argparse.Namespace) -> Path:
         say(f"{args.shape}: making random weights")
         making = path.with_name(f"{args.shape}.part")
         shutil.rmtree(making, ignore_errors=True)
-        subprocess.run([python, SHAPES[args.shape], args.shape, making], check=True)
+        subprocess.run([python, BENCH / "random_checkpoint.py", args.shape, making], check=True)
         making.rename(path)
     return path
 

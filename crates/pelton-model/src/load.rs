@@ -24,8 +24,8 @@ use crate::spec::{
 };
 use crate::treatment::{Quantize, QuantizeError, Treatment};
 use crate::weights::{
-    Checkpoint, CheckpointError, Codebook, Matrix, QuantConfigError, Quantised, RandomWeights, Scheme, Tensor,
-    TensorSource, listed, scheme_of,
+    Checkpoint, CheckpointError, Codebook, Matrix, QuantConfigError, Quantised, RandomWeights, ReadAhead, Scheme,
+    Tensor, TensorSource, listed, reading_ahead, scheme_of,
 };
 use crate::workspace::Workspace;
 
@@ -127,15 +127,15 @@ impl Default for LoadOptions {
 /// Reads a model from `files` into `backend`.
 ///
 /// In this order, so that nothing large happens before everything small is known to be right: `config.json`, the headers of all weight
-/// files, the memory plan; then each matrix is mapped, packed and unmapped, so that at no time more than the packed weights and one
-/// group of matrices are resident.
+/// files, the memory plan; then each matrix is mapped (and decoded), packed and unmapped, a few of them at a time: no more than the packed
+/// weights and three groups of matrices are resident.
 pub fn load<B: Backend>(files: &ModelFiles, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
     let prepared = from_files(files, backend.memory(), options)?;
     build(prepared, backend, options)
 }
 
 /// Makes the model that `config` describes with weights from `seed` in `backend`: for measurements. No more of them is there at a time than packed
-/// weights and one group of matrices. `DTypeChoice::Auto` is bfloat16.
+/// weights and three groups of matrices. `DTypeChoice::Auto` is bfloat16.
 pub fn load_random<B: Backend>(
     config: &HfConfig,
     seed: u64,
@@ -156,20 +156,27 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
-    let loader = Loader { backend: &backend, source: source.as_ref(), formats: &formats, rounding, spec: &spec, bar };
+    let source = source.as_ref();
     // The largest matrices first: while one is packed it is in memory twice.
-    let embed = loader.vocab(&tensors.embed)?;
-    let head = Head {
-        weight: tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?,
-        bias: loader.bias(tensors.head_bias.as_slice())?,
-        softcap: spec.head.softcap,
-    };
-    let layers = (0..spec.layers.len()).map(|index| loader.layer(index, &tensors)).collect::<Result<Vec<_>, _>>()?;
-    let norm = loader.norm(&tensors.norm)?;
-    let positions =
-        tensors.positions.as_ref().map(|table| loader.positions(table, limits.max_positions)).transpose()?;
-    let rotary = loader.rotary(limits.max_positions)?;
-    loader.bar.finish_and_clear();
+    let vocab = tensors.vocab().map(std::slice::from_ref);
+    let groups: Vec<&[TensorSpec]> = vocab.chain(tensors.linears().map(|linear| &linear.parts[..])).collect();
+    let parts = reading_ahead(source, &groups, |ahead| -> Result<_, LoadError> {
+        let loader = Loader { backend: &backend, source, ahead, formats: &formats, rounding, spec: &spec, bar };
+        let embed = loader.vocab(&tensors.embed)?;
+        let head = Head {
+            weight: tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?,
+            bias: loader.bias(tensors.head_bias.as_slice())?,
+            softcap: spec.head.softcap,
+        };
+        let layers = (0..spec.layers.len()).map(|index| loader.layer(index, &tensors)).collect::<Result<_, _>>()?;
+        let norm = loader.norm(&tensors.norm)?;
+        let positions =
+            tensors.positions.as_ref().map(|table| loader.positions(table, limits.max_positions)).transpose()?;
+        let rotary = loader.rotary(limits.max_positions)?;
+        loader.bar.finish_and_clear();
+        Ok((embed, head, layers, norm, positions, rotary))
+    });
+    let (embed, head, layers, norm, positions, rotary) = parts?;
 
     let kv = backend.kv_cache(&plan.kv, plan.num_blocks)?;
     Ok(Decoder {
@@ -238,8 +245,9 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
             (_, DTypeChoice::Exact(dtype)) => Some(dtype),
             (_, DTypeChoice::Auto) => None,
         };
-        let source =
-            GgufWeights::new(gguf, &spec.tensors(), spec.attention.head_dim, dtype).map_err(CheckpointError::from)?;
+        let spec = gguf.told(spec).map_err(CheckpointError::from)?;
+        let ignored = |name: &str| spec.names.ignores(name);
+        let source = GgufWeights::new(gguf, &spec.tensors(), ignored, dtype).map_err(CheckpointError::from)?;
         let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source), scheme: None };
         return plan(architecture, spec, weights, limits, Vec::new(), memory, options);
     }
@@ -364,6 +372,8 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
 struct Loader<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn TensorSource,
+    /// Gives matrices of layers and of the vocabulary, read before they are asked for.
+    ahead: &'a ReadAhead<'a>,
     formats: &'a MatrixFormats,
     /// Of matrices of layers.
     rounding: Option<Codebook>,
@@ -448,9 +458,9 @@ impl<B: Backend> Loader<'_, B> {
         self.pack(std::slice::from_ref(tensor), None)
     }
 
-    /// Maps (or makes) `parts`, packs them joined by output rows, and lets them go.
+    /// Packs `parts` joined by output rows, and lets them go.
     fn pack(&self, parts: &[TensorSpec], rounding: Option<Codebook>) -> Result<B::Linear, LoadError> {
-        let matrices = parts.iter().map(|part| self.source.matrix(part)).collect::<Result<Vec<_>, _>>()?;
+        let matrices = self.ahead.matrices(parts)?;
         let format = self.formats.of(&parts[0]);
         let packed = match integers(matrices, format) {
             Ok(weights) => self.backend.pack_grouped(&weights)?,

@@ -307,6 +307,41 @@ mod tests {
     }
 
     #[test]
+    fn experts_and_learned_positions_are_counted() {
+        let plan = |text: &str| {
+            let (_, spec) = spec_of(&HfConfig::parse("config.json", text.as_bytes()).unwrap()).unwrap();
+            let kv =
+                KvSpec { num_layers: 2, num_kv_heads: 2, head_dim: 8, block_tokens: 16, format: DType::BF16.into() };
+            let limits = StepLimits { max_step_rows: 64, max_logit_rows: 8, max_positions: 50 };
+            let memory = MemoryReport { total_bytes: 1 << 30, available_bytes: 1 << 30 };
+            let tensors = spec.tensors();
+            let formats =
+                MatrixFormats::new(&tensors, &RandomWeights::new(0), Treatment::Numbers, DType::BF16).unwrap();
+            MemoryPlan::new(&spec, &tensors, &formats, limits, kv, KvBudget::Tokens(64), memory).unwrap()
+        };
+        // One block has an MLP of 64, the other five experts of 20 and a shared one of 12; routers are in f32.
+        let moe = plan(
+            r#"{"architectures": ["Qwen2MoeForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 256,
+            "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "shared_expert_intermediate_size": 12,
+            "mlp_only_layers": [0]}"#,
+        );
+        let attention = 32 * (32 + 16 + 16) + 32 * 32;
+        let matrices = 2 * 100 * 32 + 2 * attention + 32 * 3 * (64 + 5 * 20 + 12);
+        let vectors = 5 * 32 + 2 * (32 + 16 + 16) + 32 * (5 + 1);
+        assert_eq!(moe.weights_bytes, 2 * matrices + 4 * vectors);
+        let experts = 5 + 2 * 32 + 3 * 20 + 3 * 12 + 1;
+        assert_eq!(moe.workspace_bytes, 4 * (64 * (3 * 32 + 64 + 32 + 3 * 64 + experts) + 8 * 132));
+        let gpt = plan(
+            r#"{"architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4,
+            "n_positions": 256}"#,
+        );
+        assert_eq!(gpt.positions_bytes, 4 * 50 * 32);
+        assert_eq!(gpt.workspace_bytes, 4 * (64 * (3 * 32 + 96 + 32 + 128) + 8 * 132));
+        assert_eq!(gpt.step_weights_bytes(), gpt.weights_bytes);
+    }
+
+    #[test]
     fn budgets_round_to_whole_blocks_and_stay_within_memory() {
         let block = 2 * 2 * 2 * 8 * 16 * 2;
         assert_eq!(plan(KvBudget::Bytes(20 * block + 1), 1 << 30).unwrap().num_blocks, 20);

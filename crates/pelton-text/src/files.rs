@@ -29,6 +29,15 @@ pub(crate) struct ModelFiles {
 impl ModelFiles {
     pub(crate) fn read(read: &dyn Fn(&str) -> std::io::Result<Option<Vec<u8>>>) -> Result<Self, TextError> {
         let tokenizer_config = read_json(read, "tokenizer_config.json")?;
+        Self::with(read, tokenizer_config, read_json(read, "generation_config.json")?)
+    }
+
+    /// As [`ModelFiles::read`], two of the files told.
+    pub(crate) fn with(
+        read: &dyn Fn(&str) -> std::io::Result<Option<Vec<u8>>>,
+        tokenizer_config: Value,
+        generation_config: Value,
+    ) -> Result<Self, TextError> {
         let mut templates = Vec::new();
         // The order of preference: a file of its own, a JSON file of its own, the tokenizer's configuration.
         if let Some(source) = read_file(read, "chat_template.jinja")? {
@@ -42,7 +51,7 @@ impl ModelFiles {
         collect_templates(&tokenizer_config["chat_template"], &mut templates);
         Ok(Self {
             config: read_json(read, "config.json")?,
-            generation_config: read_json(read, "generation_config.json")?,
+            generation_config,
             tokenizer_config,
             special_tokens_map: read_json(read, "special_tokens_map.json")?,
             templates,

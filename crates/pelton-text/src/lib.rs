@@ -8,6 +8,7 @@ mod bytes;
 mod detokenize;
 mod error;
 mod files;
+mod gguf;
 mod model;
 mod pool;
 mod stop;

@@ -3,7 +3,7 @@
 use crate::files::{DefaultSampling, ModelFiles, read_file};
 use crate::template::ChatTemplate;
 use crate::vocabulary::{Assembly, Vocabulary};
-use crate::{TextError, bytes};
+use crate::{TextError, bytes, gguf};
 use std::panic::catch_unwind;
 use std::path::Path;
 use std::sync::Arc;
@@ -59,19 +59,28 @@ pub struct EncodedToken {
 
 impl TextModel {
     /// Reads `tokenizer.json`, which must be there, and what there is of `tokenizer_config.json`, `special_tokens_map.json`, `config.json`,
-    /// `generation_config.json`, `chat_template.jinja` and `chat_template.json`.
+    /// `generation_config.json`, `chat_template.jinja` and `chat_template.json`; or `tokenizer.gguf.json`, which is the metadata of a GGUF file as one JSON
+    /// object: its keys that begin with `tokenizer.`.
     ///
     /// `read` gets a file name and returns its bytes, or `None` if there is no such file.
     ///
     /// # Errors
     /// A file that is missing, unreadable, invalid or not supported, by name.
     pub fn from_files(read: &dyn Fn(&str) -> std::io::Result<Option<Vec<u8>>>) -> Result<Self, TextError> {
-        let json = read_file(read, "tokenizer.json")?.ok_or(TextError::Missing {
-            file: "tokenizer.json",
-            hint: "a model needs a tokenizer in this format, which transformers writes for every fast tokenizer",
-        })?;
-        let files = ModelFiles::read(read)?;
-        let invalid = |reason| TextError::Invalid { file: "tokenizer.json".to_owned(), reason };
+        let (file, json, files) = match (read_file(read, "tokenizer.json")?, read_file(read, gguf::FILE)?) {
+            (Some(json), _) => ("tokenizer.json", json, ModelFiles::read(read)?),
+            (None, Some(metadata)) => {
+                let gguf::Files { tokenizer, tokenizer_config, generation_config } = gguf::files(&metadata)?;
+                (gguf::FILE, tokenizer, ModelFiles::with(read, tokenizer_config, generation_config)?)
+            }
+            (None, None) => {
+                return Err(TextError::Missing {
+                    file: "tokenizer.json",
+                    hint: "a model needs a tokenizer in this format, which transformers writes for every fast tokenizer",
+                });
+            }
+        };
+        let invalid = |reason| TextError::Invalid { file: file.to_owned(), reason };
         // The library panics on some malformed files.
         let mut tokenizer = catch_unwind(|| Tokenizer::from_bytes(&json))
             .map_err(|_| invalid("the tokenizers library cannot make sense of it".to_owned()))?

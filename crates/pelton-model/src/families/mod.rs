@@ -105,7 +105,8 @@ mod tests {
         for (name, text) in configs() {
             let mut accepted = 0;
             for place in 0..text.len() {
-                for byte in [b'0', b'9', b'-', b'.', b'"', 0xff] {
+                // Two of them at each place, others at the next.
+                for byte in [place, place + 3].map(|at| [b'0', b'9', b'-', b'.', b'"', 0xff][at % 6]) {
                     let mut changed = text.clone();
                     changed[place] = byte;
                     let Ok(config) = HfConfig::parse("config.json", &changed) else { continue };
@@ -143,6 +144,23 @@ mod tests {
                     assert!(error.contains(&format!("{key} is {value}")), "{name}, {key} = {value}: {error}");
                 }
             }
+        }
+    }
+
+    /// Newer files list what older ones leave to a rule.
+    #[test]
+    fn layers_slide_by_rule_as_transformers_lists_them() {
+        for fixture in ["gemma2", "gemma2_uncapped", "gemma3_every_sixth", "qwen2_windows", "qwen3_biases_windows"] {
+            let text = std::fs::read(fixtures().join(fixture).join("config.json")).unwrap();
+            let mut config: Value = serde_json::from_slice(&text).unwrap();
+            let declared = |config: &Value| {
+                spec_of(&HfConfig::parse("config.json", config.to_string().as_bytes()).unwrap()).unwrap().1
+            };
+            let listed = declared(&config);
+            assert!(
+                config["layer_types"].take().is_array() && listed.layers.iter().any(|layer| layer.window.is_some())
+            );
+            assert_eq!(declared(&config), listed, "{fixture}");
         }
     }
 

@@ -16,6 +16,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use crate::files::Blob;
+use crate::weights::listed;
 use header::{Header, Problem};
 pub(crate) use weights::GgufWeights;
 
@@ -135,6 +136,11 @@ impl Gguf {
         let keys = header.keys().filter(|key| key.starts_with("tokenizer."));
         let values: Map<String, Value> = keys.filter_map(|key| Some((key.to_owned(), value(key)?))).collect();
         Value::Object(values).to_string().into_bytes()
+    }
+
+    fn mismatch(&self, problems: &[String]) -> GgufError {
+        let (count, problems) = (problems.len(), listed(problems, "; "));
+        GgufError::Mismatch { file: self.file.clone(), count, problems }
     }
 
     fn unsupported(&self, what: &str, why: &str) -> GgufError {

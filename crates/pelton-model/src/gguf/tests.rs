@@ -145,7 +145,7 @@ fn architectures_and_keys_are_refused_by_name() {
     let error = config(std::slice::from_ref(&llama));
     assert_eq!(error, "x.gguf: llama.attention.head_count is absent, expected a count");
     let experts = key("llama.expert_count", 4, b"\x08\0\0\0");
-    assert!(config(&[llama.clone(), experts]).contains("llama with 8 experts is not supported"));
+    assert!(config(&[llama.clone(), experts]).contains("llama is not supported: it has 8 experts"));
     let heads = key("llama.attention.head_count", 4, b"\0\0\0\0");
     let hidden = key("llama.embedding_length", 4, b"\x20\0\0\0");
     assert!(config(&[llama, heads, hidden]).contains("expected at least one"));
@@ -182,9 +182,60 @@ fn no_flipped_bit_reads_beyond_the_file() {
 }
 
 #[test]
+fn what_is_said_of_text_is_handed_on_key_by_key() {
+    for name in ["tokenizer-bpe", "tokenizer-spm"] {
+        let found: Value =
+            serde_json::from_slice(&open(fixture(&format!("{name}.gguf"))).unwrap().tokenizer()).unwrap();
+        let wanted: Value = serde_json::from_slice(fixture(&format!("{name}.json"))).unwrap();
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+#[test]
 fn headers_longer_than_the_first_read_are_read_on() {
     let long = "x".repeat(3 << 20);
     let gguf = open(file(&[key("tokenizer.long", 8, &text(&long))], &[tensor("t", &[8], 0, 0)], 32).leak()).unwrap();
     assert_eq!(gguf.header.text("tokenizer.long"), Some(&long[..]));
     assert_eq!(gguf.numbers("t").unwrap(), [f32::from_le_bytes([7; 4]); 8]);
+}
+
+#[test]
+fn rotary_rules_come_from_keys_or_tensors_of_factors() {
+    let number = |value: u32| value.to_le_bytes().to_vec();
+    let sized = [
+        ("attention.head_count", 4),
+        ("embedding_length", 64),
+        ("block_count", 1),
+        ("feed_forward_length", 32),
+        ("context_length", 100),
+    ];
+    let read = |extra: &[Vec<u8>], tensors: &[Vec<u8>]| -> Value {
+        let mut keys = vec![key("general.architecture", 8, &text("llama"))];
+        keys.extend(sized.map(|(name, value)| key(&format!("llama.{name}"), 4, &number(value))));
+        keys.extend_from_slice(extra);
+        let tensors = [&[tensor("token_embd.weight", &[4, 2], 0, 0)], tensors].concat();
+        let mut file = file(&keys, &tensors, 0);
+        // Eight numbers of the embedding, eight factors.
+        file.extend((0..16).flat_map(|i| (0.5 * i as f32).to_le_bytes()));
+        serde_json::from_slice(&open(file.leak()).unwrap().config().unwrap()).unwrap()
+    };
+    let plain = read(&[], &[]);
+    assert_eq!(
+        (&plain["head_dim"], &plain["vocab_size"], &plain["rope_scaling"]),
+        (&16.into(), &2.into(), &Value::Null)
+    );
+    let factors = read(&[], &[tensor("rope_freqs.weight", &[8], 0, 32)]);
+    let scaling = &factors["rope_scaling"];
+    assert_eq!(scaling["long_factor"], serde_json::json!([4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5]));
+    assert_eq!((&scaling["short_factor"], &scaling["attention_factor"]), (&scaling["long_factor"], &1.0.into()));
+    let scaling = |kind: &str| {
+        [key("llama.rope.scaling.type", 8, &text(kind)), key("llama.rope.scaling.factor", 6, &4f32.to_le_bytes())]
+    };
+    assert_eq!(
+        read(&scaling("linear"), &[])["rope_scaling"],
+        serde_json::json!({"rope_type": "linear", "factor": 4.0})
+    );
+    assert_eq!(read(&scaling("yarn"), &[])["rope_scaling"]["factor"], 4.0);
+    let window = read(&[key("llama.attention.sliding_window", 4, &number(7))], &[]);
+    assert_eq!(window["architectures"], serde_json::json!(["MistralForCausalLM"]));
 }

@@ -1,5 +1,6 @@
 //! Weights: which tensors there are, and their bytes; from checkpoint files, or made up.
 
+mod ahead;
 mod arrange;
 mod checkpoint;
 mod codebook;
@@ -9,6 +10,7 @@ pub(crate) mod safetensors;
 mod scheme;
 mod shard;
 
+pub(crate) use ahead::{ReadAhead, reading_ahead};
 pub use checkpoint::{Checkpoint, CheckpointError, Tensor};
 pub(crate) use checkpoint::{FORMATS, FileFormat, Index, listed};
 pub(crate) use codebook::Codebook;
@@ -52,7 +54,7 @@ impl Matrix {
 }
 
 /// Where the loader's tensors come from; that they are there was found out before.
-pub(crate) trait TensorSource {
+pub(crate) trait TensorSource: Sync {
     /// One tensor of numbers.
     fn tensor(&self, wanted: &TensorSpec) -> Result<Tensor, CheckpointError>;
 

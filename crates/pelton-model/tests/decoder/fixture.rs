@@ -18,7 +18,7 @@ pub fn root() -> PathBuf {
 }
 
 /// At least so many: a folder that is not found would not be missed.
-const NUM_FIXTURES: usize = 14;
+const NUM_FIXTURES: usize = 61;
 
 /// Names of all fixtures.
 pub fn all() -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::slice::from_ref;
 
 use pelton_backend::{DType, StepBatch, TokenId};
 use pelton_cpu::{CpuBackend, IsaChoice};
@@ -82,10 +83,11 @@ fn compare(decoder: &mut Decoder<CpuBackend>, expected: &[Expected], allowed: im
             (worst.ratio, worst.place) = (ratio, format!("{place}, row {row}: off by {distance:e}"));
         }
     };
-    for Expected { prompt, rows, hidden, logits, .. } in expected {
+    for case in expected {
+        let Expected { prompt, rows, hidden, logits, .. } = case;
         let len = prompt.len();
         let mut batch = StepBatch::default();
-        Sequence::new(prompt, len, 3, 2).push(&mut batch, len, false);
+        sequence(case).push(&mut batch, len, false);
         batch.logit_rows.extend(rows.iter().map(|&row| row as u32));
         let mut num_blocks = 0;
         let found = decoder
@@ -109,14 +111,20 @@ fn compare(decoder: &mut Decoder<CpuBackend>, expected: &[Expected], allowed: im
     worst
 }
 
-/// Greedy decoding, one token a step after the prompt.
-fn greedy(decoder: &mut Decoder<CpuBackend>, prompt: &[TokenId], num_tokens: usize) -> Vec<TokenId> {
-    let mut sequence = Sequence::new(prompt, prompt.len() + num_tokens, 3, 2);
-    for _ in 0..num_tokens {
-        let logits = sequence.run(decoder, prompt.len());
+/// A prompt with room for what follows, on the same blocks each time.
+fn sequence(case: &Expected) -> Sequence {
+    Sequence::new(&case.prompt, case.prompt.len() + case.greedy.len(), 3, 2)
+}
+
+/// Greedy decoding, one token a step, behind the prompt that [`compare`] computed last.
+fn greedy(decoder: &mut Decoder<CpuBackend>, case: &Expected) -> Vec<TokenId> {
+    let mut sequence = sequence(case);
+    sequence.num_computed = case.prompt.len() - 1;
+    for _ in 0..case.greedy.len() {
+        let logits = sequence.run(decoder, 1);
         sequence.tokens.push(argmax(&logits));
     }
-    sequence.tokens.split_off(prompt.len())
+    sequence.tokens.split_off(case.prompt.len())
 }
 
 /// Prints a table of what was found, by architecture.
@@ -130,15 +138,14 @@ fn float32_equals_transformers_on_every_instruction_set() {
         let mut architecture = "";
         for isa in instruction_sets() {
             let mut decoder = decoder(&name, isa, DType::F32);
-            let Found { ratio, place, logits } =
-                compare(&mut decoder, &expected, |depth, position| tolerance.after(depth, position));
-            assert!(ratio <= 1.0, "{name}, {isa}: {place}, {ratio} times what is allowed");
             for case in &expected {
-                let tokens = greedy(&mut decoder, &case.prompt, case.greedy.len());
+                let allowed = |depth, position| tolerance.after(depth, position);
+                let Found { ratio, place, logits } = compare(&mut decoder, from_ref(case), allowed);
+                assert!(ratio <= 1.0, "{name}, {isa}: {place}, {ratio} times what is allowed");
+                let tokens = greedy(&mut decoder, case);
                 assert_eq!(tokens, case.greedy, "{name}, {isa}: after a prompt of {}", case.prompt.len());
-                row.2 += tokens.len();
+                (row.1, row.2) = (row.1.max(logits), row.2 + tokens.len());
             }
-            row.1 = row.1.max(logits);
             architecture = decoder.info().architecture;
         }
         let (fixtures, logits, tokens) = table.entry(architecture).or_default();
@@ -183,12 +190,12 @@ fn a_slightly_wrong_configuration_is_noticed() {
         ("mistral", "/sliding_window", json!(51)),
         ("mistral_narrow", "/sliding_window", json!(2)),
         ("mistral_no_window", "/sliding_window", json!(600)),
-        ("qwen2_windows", "/max_window_layers", json!(2)),
+        ("qwen2_windows", "/layer_types/1", json!("full_attention")),
         ("qwen2_windows", "/use_sliding_window", json!(false)),
         ("qwen2_layer_types", "/layer_types/0", json!("full_attention")),
         ("starcoder2", "/sliding_window", json!(32)),
         ("phi", "/partial_rotary_factor", json!(0.75)),
-        ("phi3_partial_window", "/partial_rotary_factor", json!(0.7)),
+        ("phi3_partial_window", "/partial_rotary_factor", json!(0.65)),
         ("phi3_long", "/rope_scaling/long_factor/1", json!(1.503)),
         ("phi3_long", "/original_max_position_embeddings", json!(66)),
         ("phi3_short", "/rope_scaling/short_factor/1", json!(1.103)),
@@ -209,6 +216,7 @@ fn a_slightly_wrong_configuration_is_noticed() {
         ("qwen3_moe", "/num_experts_per_tok", json!(3)),
         ("qwen3_moe_mixed", "/sliding_window", json!(29)),
     ];
+    let mut unnoticed = Vec::new();
     for (name, key, value) in changes {
         let tolerance = Tolerance::of(name);
         let folder = copy_of(name);
@@ -222,8 +230,11 @@ fn a_slightly_wrong_configuration_is_noticed() {
         let mut decoder = decoder_in(folder.path(), IsaChoice::Auto, DType::F32);
         let Found { ratio, .. } =
             compare(&mut decoder, &expected(name), |depth, position| tolerance.after(depth, position));
-        assert!(ratio > 1.0, "{name} with {key} = {value}: only {ratio} times what is allowed");
+        if ratio <= 1.0 {
+            unnoticed.push(format!("{name} with {key} = {value}: only {ratio} times what is allowed"));
+        }
     }
+    assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }
 
 /// The order of rows matters: two rows of a projection that change places are noticed in every layout, and so is one dimension rotated with another.
@@ -264,7 +275,7 @@ fn swap_rows(path: &Path, tensor: &str, rows: [usize; 2]) {
 #[test]
 fn bfloat16_stays_within_its_own_rounding() {
     for isa in instruction_sets() {
-        for name in ["stored_bf16", "biases", "mqa_odd_sizes"] {
+        for name in ["stored_bf16", "biases", "mqa_odd_sizes", "gemma", "gptj", "gpt_neox", "starcoder2"] {
             let mut decoder = decoder(name, isa, DType::BF16);
             let Found { ratio, place, .. } =
                 compare(&mut decoder, &expected(name), |depth, _| 8.0 * depth as f32 * BF16_ROUNDING);

@@ -6,8 +6,8 @@ use pelton_model::{Decoder, Model, ModelFiles, load};
 
 use crate::fixture::{BLOCK_TOKENS, Sequence, argmax, bits, decoder, instruction_sets, options, root};
 
-/// Shapes that stress tiles differently: even, odd everywhere, wide heads.
-const NAMES: [&str; 3] = ["gqa", "mqa_odd_sizes", "head_dim_apart"];
+/// Shapes that stress tiles differently: even, odd everywhere, wide heads; windows and caps; experts.
+const NAMES: [&str; 5] = ["gqa", "mqa_odd_sizes", "head_dim_apart", "gemma2", "qwen2_moe"];
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 /// Every fixture's vocabulary is larger.
 const TOKENS: u32 = 97;

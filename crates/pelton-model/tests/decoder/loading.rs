@@ -10,7 +10,7 @@ use pelton_model::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Sequence, backend, bits, copy_of, edit_config, options, root};
+use crate::fixture::{Sequence, all, backend, bits, copy_of, edit_config, options, root};
 
 fn load_from(folder: &Path, options: &LoadOptions) -> Result<Decoder<CpuBackend>, LoadError> {
     load(&ModelFiles::directory(folder).unwrap(), backend(IsaChoice::Auto), options)
@@ -21,8 +21,12 @@ fn refusal(folder: &Path, options: &LoadOptions) -> String {
 }
 
 fn logits(decoder: &mut Decoder<CpuBackend>) -> Vec<u32> {
+    bits(&logits_of(decoder))
+}
+
+fn logits_of(decoder: &mut Decoder<CpuBackend>) -> Vec<f32> {
     let tokens: Vec<TokenId> = (0..20).map(TokenId).collect();
-    bits(&Sequence::new(&tokens, 20, 0, 1).run(decoder, 20))
+    Sequence::new(&tokens, 20, 0, 1).run(decoder, 20)
 }
 
 fn plain() -> LoadOptions {
@@ -64,6 +68,23 @@ fn quantised_matrices_are_counted_in_their_formats() {
     );
     let int4 = vectors + vocab + 3 * (out_features * (16 + 2 + 4) + 32 * (28 + 2 * 2 + 4));
     assert_eq!(bytes(Some(Quantize::Int4)), (int4, "int4 g32, vocabulary int8".into()));
+}
+
+/// Every family's matrices can be quantised while they are loaded, whatever their order in the file.
+#[test]
+fn every_fixture_loads_in_integers() {
+    for name in all() {
+        let exact = logits_of(&mut load_from(&root().join(&name), &plain()).unwrap());
+        let off = |quantize| {
+            let options = LoadOptions { quantize: Some(quantize), ..plain() };
+            let found = logits_of(&mut load_from(&root().join(&name), &options).unwrap());
+            let distance: f32 = found.iter().zip(&exact).map(|(a, b)| (a - b) * (a - b)).sum();
+            (distance / exact.iter().map(|x| x * x).sum::<f32>()).sqrt()
+        };
+        // Random weights forgive little; logits of another model would be off by the root of two.
+        let (int8, int4) = (off(Quantize::Int8), off(Quantize::Int4));
+        assert!(int8 > 0.0 && int8 < 0.3 && int4 > 0.0 && int4 < 0.9, "{name}: {int8} in int8, {int4} in int4");
+    }
 }
 
 #[test]

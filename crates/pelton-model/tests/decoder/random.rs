@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::fixture::{Sequence, backend, bits, options};
 
-/// The shape with fewer and smaller layers; its heads as wide as they are.
+/// The shape with fewer and smaller layers.
 fn small(shape: &Shape) -> HfConfig {
     let mut config: Value = serde_json::from_str(shape.json).unwrap();
     for (key, value) in [
@@ -19,6 +19,7 @@ fn small(shape: &Shape) -> HfConfig {
         ("n_inner", 160),
         ("max_position_embeddings", 256),
         ("n_positions", 256),
+        ("rotary_dim", 8),
     ] {
         if config.get(key).is_some() {
             config[key] = value.into();
@@ -26,7 +27,7 @@ fn small(shape: &Shape) -> HfConfig {
     }
     for (width, heads) in [("hidden_size", "num_attention_heads"), ("n_embd", "n_head")] {
         if let Some(heads) = config.get(heads).and_then(Value::as_u64) {
-            config[width] = (32 * heads).into();
+            config[width] = (16 * heads).into();
         }
     }
     HfConfig::parse(shape.name, config.to_string().as_bytes()).unwrap()

@@ -3,6 +3,7 @@
 use pelton_backend::DType;
 use pelton_model::{DTypeChoice, FilesError, LoadOptions, Model, ModelFiles, Quantize};
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 use crate::model::{bits, decoder, fixtures, greedy, logits};
 
@@ -69,6 +70,32 @@ fn q8_0_stays_in_its_integers() {
     let found = greedy(&mut decoder, &prompt, 32);
     let alike = found.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
     assert!(alike >= 4, "{found:?} {tokens:?}");
+}
+
+#[test]
+fn every_family_is_the_same_model() {
+    let tokens: Vec<u32> = (1..40).collect();
+    for name in ["qwen3", "gemma", "gemma2", "phi3_long", "phi", "starcoder2", "gpt_neox", "gpt2"] {
+        let options = LoadOptions { dtype: DTypeChoice::Exact(DType::F32), ..LoadOptions::default() };
+        let mut found =
+            decoder(&file(&format!("{name}.gguf")), options.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let folder = tempfile::tempdir().unwrap();
+        let model = fixtures().join("models").join(name);
+        std::fs::copy(model.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        let mut config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
+        if config["query_pre_attn_scalar"].is_number() {
+            // No key of GGUF says it; it is the width of a head in all but the largest.
+            config["query_pre_attn_scalar"] = config["head_dim"].clone();
+        }
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let mut wanted = decoder(&ModelFiles::directory(folder.path()).unwrap(), options).unwrap();
+        assert_eq!(found.info().architecture, wanted.info().architecture);
+        assert_eq!(found.info().num_parameters, wanted.info().num_parameters, "{name}");
+        let off = distance(&logits(&mut found, &tokens), &logits(&mut wanted, &tokens));
+        println!("{name}: off by {off:e}");
+        assert!(off < 1e-5, "{name}: {off}");
+        assert_eq!(greedy(&mut found, &tokens, 8), greedy(&mut wanted, &tokens, 8), "{name}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The crate as its users see it.
 
 mod detokenizing;
+mod gguf;
 mod loading;
 mod pool;
 mod samples;

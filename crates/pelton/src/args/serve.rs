@@ -11,8 +11,9 @@ use super::hub::HubArgs;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// What to serve: a directory with a Hugging Face checkpoint, a hub id such as org/name, or `fake` (a scripted model that
-    /// computes nothing, for measuring servers and load tools). Default: the demo model inside this binary.
+    /// What to serve: a directory with a Hugging Face checkpoint, a GGUF file, a hub id such as org/name or org/name/file.gguf, or
+    /// `fake` (a scripted model that computes nothing, for measuring servers and load tools). Default: the demo model inside this
+    /// binary.
     #[arg(long, env = "MODEL_ID")]
     pub model_id: Option<String>,
 

@@ -98,7 +98,7 @@ const UNREAD_SCALES: &[&str] = &[
 ];
 
 /// How one module's matrix is spelt: found in its headers, with whatever small tensors decide how it is kept.
-trait Spelling: fmt::Debug {
+trait Spelling: fmt::Debug + Sync {
     /// The integers it is kept in; `None`: it is decoded to numbers.
     fn integers(&self) -> Option<IntGroups>;
 
