@@ -256,6 +256,10 @@ impl fmt::Display for MemoryPlan {
         line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
         let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
         line("kv cache", self.kv_bytes(), format!("{}, {} tokens in {blocks}", self.kv.format, self.kv_tokens()))?;
+        // What the tokens are enough for, beside one sequence that always fits.
+        let whole = self.kv_tokens() / self.max_positions.max(1) as u64;
+        let sequences = if whole == 1 { "1 sequence".to_owned() } else { format!("{whole} sequences") };
+        line("a token", self.position_bytes(), format!("{sequences} of {} tokens fit", self.max_positions))?;
         let of =
             format!("of {} available, {} in all", Size(self.memory.available_bytes), Size(self.memory.total_bytes));
         write!(f, "{:<12}{:>11}  {of}", "together", Size(self.total_bytes()))
@@ -303,7 +307,8 @@ mod tests {
         );
         let table = plan.to_string();
         assert!(table.contains("1008 tokens in 63 blocks of 16") && table.contains("of 1.00 GiB available"), "{table}");
-        assert_eq!(table.lines().count(), 5);
+        assert!(table.contains("4 sequences of 250 tokens fit"), "{table}");
+        assert_eq!(table.lines().count(), 6);
     }
 
     #[test]
