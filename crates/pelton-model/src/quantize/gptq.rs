@@ -57,10 +57,11 @@ fn round(weight: &Array2<f32>, u: &Array2<f32>, format: IntGroups) -> Vec<Groupe
         let mut wished = weight.slice(s![.., begin..end]).to_owned();
         let (known, mut now) = errors.view_mut().split_at(Axis(1), begin);
         general_mat_mul(1.0, &known, &u.slice(s![..begin, begin..end]), 1.0, &mut wished);
-        let columns = Columns { begin, u: u.slice(s![begin..end, begin..end]), format };
+        let within = u.slice(s![begin..end, begin..end]).iter().copied().collect::<Vec<_>>();
+        let columns = Columns { begin, u: &within, format };
         std::thread::scope(|scope| {
             let errors = now.axis_chunks_iter_mut(Axis(0), rows_each);
-            let wished = wished.axis_chunks_iter_mut(Axis(0), rows_each);
+            let wished = wished.axis_chunks_iter(Axis(0), rows_each);
             let weights = weight.axis_chunks_iter(Axis(0), rows_each);
             for (((errors, wished), weights), rows) in errors.zip(wished).zip(weights).zip(rows.chunks_mut(rows_each)) {
                 scope.spawn(move || columns.round(weights, wished, errors, rows));
@@ -75,8 +76,8 @@ fn round(weight: &Array2<f32>, u: &Array2<f32>, format: IntGroups) -> Vec<Groupe
 struct Columns<'a> {
     /// The first of them in the row.
     begin: usize,
-    /// How their errors meet, `[columns, columns]`.
-    u: ArrayView2<'a, f32>,
+    /// How their errors meet: `u[k]` is how that of column `k` reaches all of them.
+    u: &'a [f32],
     format: IntGroups,
 }
 
@@ -85,24 +86,26 @@ impl Columns<'_> {
     fn round(
         self,
         weights: ArrayView2<'_, f32>,
-        mut wished: ArrayViewMut2<'_, f32>,
+        wished: ArrayView2<'_, f32>,
         mut errors: ArrayViewMut2<'_, f32>,
         rows: &mut [GroupedRow],
     ) {
         let (in_features, width) = (weights.ncols(), wished.ncols());
         let features = self.format.group.features(in_features);
         let group = self.begin / features;
+        let own = s![self.begin..self.begin + width];
         for (index, row) in rows.iter_mut().enumerate() {
-            let (weight, mut wished) = (weights.row(index), wished.row_mut(index));
+            let all = weights.row(index);
+            let weight = all.slice(own).to_vec();
+            let mut wished = wished.row(index).to_vec();
             if self.begin.is_multiple_of(features) {
                 // A row of many blocks is scaled by its weights; a group by what it would become if it were not rounded.
                 let fitted = if features > BLOCK {
-                    weight.to_vec()
+                    all.to_vec()
                 } else {
-                    let mut whole = wished.to_vec();
+                    let mut whole = wished.clone();
                     for k in 0..width {
-                        let error = weight[self.begin + k] - whole[k];
-                        whole[k + 1..].iter_mut().zip(self.u.slice(s![k, k + 1..])).for_each(|(x, u)| *x += error * u);
+                        self.pass_on(k, weight[k] - whole[k], &mut whole);
                     }
                     whole
                 };
@@ -113,13 +116,17 @@ impl Columns<'_> {
             for k in 0..width {
                 let code = nearest(wished[k], scale, zero, self.format.bits);
                 row.codes[self.begin + k] = code;
-                let error = weight[self.begin + k] - (f32::from(code) - zero) * scale;
+                let error = weight[k] - (f32::from(code) - zero) * scale;
                 errors[[index, k]] = error;
-                for later in k + 1..width {
-                    wished[later] += error * self.u[[k, later]];
-                }
+                self.pass_on(k, error, &mut wished);
             }
         }
+    }
+
+    /// Adds what the error of column `k` makes the columns after it wish.
+    fn pass_on(self, k: usize, error: f32, wished: &mut [f32]) {
+        let u = &self.u[k * wished.len()..][..wished.len()];
+        wished[k + 1..].iter_mut().zip(&u[k + 1..]).for_each(|(x, u)| *x += error * u);
     }
 }
 
