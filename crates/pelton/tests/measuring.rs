@@ -105,7 +105,10 @@ fn the_demo_model_is_measured_without_a_server() {
 #[test]
 fn what_cannot_be_measured_is_refused() {
     let unknown = refusal(&["bench", "engine", "--random-weights", "gpt-5"]);
-    assert!(unknown.contains("\"gpt-5\"") && unknown.contains("tinyllama-1.1b, starcoderbase-1b, llama-3.2-1b"), "{unknown}");
+    assert!(
+        unknown.contains("\"gpt-5\"") && unknown.contains("tinyllama-1.1b, starcoderbase-1b, llama-3.2-1b"),
+        "{unknown}"
+    );
     let both = refusal(&["bench", "engine", "--random-weights", "llama-160m", "--model-id", "some/model"]);
     assert!(both.contains("cannot be used with"), "{both}");
     assert!(refusal(&["bench", "engine", "--model-id", "fake"]).contains("computes nothing"));
