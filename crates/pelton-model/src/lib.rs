@@ -24,6 +24,7 @@ mod formats;
 mod gguf;
 mod layer;
 mod load;
+mod loader;
 mod memory;
 mod mlp;
 mod model;

@@ -2,10 +2,7 @@
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
-use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, DType, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvFormat, KvSpec,
-    MemoryReport, Norm, RopeSpec, WeightFormat,
-};
+use pelton_backend::{Backend, BackendError, DType, KvFormat, KvSpec, MemoryReport};
 
 use crate::config::{ConfigError, HfConfig};
 use crate::decoder::{Decoder, DecoderInfo, Head};
@@ -13,19 +10,14 @@ use crate::families::spec_of;
 use crate::files::{FilesError, ModelFiles};
 use crate::formats::MatrixFormats;
 use crate::gguf::GgufWeights;
-use crate::layer::{Arrangement, Attention, Layer, Rotary};
+use crate::loader::Loader;
 use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
-use crate::mlp::{Branch, Experts, Linear, Mlp, Shared};
 use crate::model::ModelSpec;
-use crate::rope::Rope;
-use crate::spec::{
-    Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertsTensors, HeadWeight, LinearTensors, MlpTensors, NormKind,
-    NormTensors, SharedTensors, TensorSpec,
-};
+use crate::spec::{DecoderSpec, DecoderTensors, HeadWeight, TensorSpec};
 use crate::treatment::{Quantize, QuantizeError, Treatment};
 use crate::weights::{
-    Checkpoint, CheckpointError, Codebook, Matrix, QuantConfigError, Quantised, RandomWeights, ReadAhead, Scheme,
-    Tensor, TensorSource, listed, reading_ahead, scheme_of,
+    Checkpoint, CheckpointError, Codebook, QuantConfigError, Quantised, RandomWeights, Scheme, TensorSource, listed,
+    reading_ahead, scheme_of,
 };
 use crate::workspace::Workspace;
 
@@ -253,25 +245,9 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     }
     let scheme = scheme_of(&config, files)?;
     let checkpoint = Checkpoint::open(files)?;
-    let mut notes = Vec::new();
-    spec.names = spec.names.found(|name| checkpoint.stored(name).is_some());
-    let head = format!("{}.", spec.names.head);
-    match spec.head.weight {
-        HeadWeight::Own if !checkpoint.has_any(&head) => {
-            spec.head.weight = HeadWeight::Embedding;
-            let why = "is missing although tie_word_embeddings is false; logits come from the embedding";
-            notes.push(format!("{head}weight {why}"));
-        }
-        HeadWeight::Embedding
-            if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() =>
-        {
-            spec.head.weight = HeadWeight::EmbeddingNamedHead;
-        }
-        _ => {}
-    }
+    let mut notes = settle(&mut spec, &checkpoint);
     let tensors = spec.tensors();
-    let own_head = spec.head.weight == HeadWeight::Own;
-    let tolerated = |name: &str| !own_head && name.starts_with(&head) || spec.names.ignores(name);
+    let tolerated = |name: &str| tolerates(&spec, name);
     let mut dtype = checkpoint.prevailing_dtype(tensors.matrices());
     let source: Box<dyn TensorSource> = match scheme {
         None => {
@@ -290,6 +266,32 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         }
     };
     plan(architecture, spec, Weights { source, scheme, dtype }, limits, notes, memory, options)
+}
+
+/// Settles what `config.json` leaves open and the names of tensors tell; returns what is worth a warning.
+pub(crate) fn settle(spec: &mut DecoderSpec, checkpoint: &Checkpoint) -> Vec<String> {
+    spec.names = spec.names.found(|name| checkpoint.stored(name).is_some());
+    let head = format!("{}.", spec.names.head);
+    match spec.head.weight {
+        HeadWeight::Own if !checkpoint.has_any(&head) => {
+            spec.head.weight = HeadWeight::Embedding;
+            let why = "is missing although tie_word_embeddings is false; logits come from the embedding";
+            return vec![format!("{head}weight {why}")];
+        }
+        HeadWeight::Embedding
+            if checkpoint.has_any(&head) && checkpoint.stored(&spec.tensors().embed.name).is_none() =>
+        {
+            spec.head.weight = HeadWeight::EmbeddingNamedHead;
+        }
+        _ => {}
+    }
+    Vec::new()
+}
+
+/// Whether a settled model may have a tensor of that name that it does not read: a tied head, a buffer of old files.
+pub(crate) fn tolerates(spec: &DecoderSpec, name: &str) -> bool {
+    let tied = spec.head.weight != HeadWeight::Own;
+    tied && name.strip_prefix(spec.names.head).is_some_and(|rest| rest.starts_with('.')) || spec.names.ignores(name)
 }
 
 /// Settles precisions, and how memory is used.
@@ -366,194 +368,4 @@ fn progress_bar(show: bool, bytes: u64) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-/// Reads tensors by name and hands them to the backend.
-struct Loader<'a, B: Backend> {
-    backend: &'a B,
-    source: &'a dyn TensorSource,
-    /// Gives matrices of layers and of the vocabulary, read before they are asked for.
-    ahead: &'a ReadAhead<'a>,
-    formats: &'a MatrixFormats,
-    /// Of matrices of layers.
-    rounding: Option<Codebook>,
-    spec: &'a DecoderSpec,
-    bar: ProgressBar,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    fn layer(&self, index: usize, tensors: &DecoderTensors) -> Result<Layer<B>, LoadError> {
-        let tensors = &tensors.layers[index];
-        let (attention, own) = (&self.spec.attention, &self.spec.layers[index]);
-        // A norm that the arrangement has: the tensors follow from it.
-        let norm = |norm: &Option<NormTensors>| match norm {
-            Some(norm) => self.norm(norm),
-            None => unreachable!("a {:?} block has this norm", self.spec.block),
-        };
-        Ok(Layer {
-            norm: self.norm(&tensors.attention_norm)?,
-            attention: Attention {
-                qkv: self.linear(&tensors.qkv)?,
-                head_norms: tensors.head_norms.as_ref().map(|norms| self.head_norms(norms)).transpose()?,
-                rope: own.rope,
-                layer: index,
-                attend: AttendSpec {
-                    window: own.window,
-                    softcap: attention.softcap,
-                    ..AttendSpec::causal(
-                        attention.num_heads,
-                        attention.num_kv_heads,
-                        attention.head_dim,
-                        attention.scale * own.score_factor,
-                    )
-                },
-                out: self.linear(&tensors.out)?,
-            },
-            mlp: match &tensors.mlp {
-                BranchTensors::Dense(mlp) => Branch::Dense(self.mlp(mlp, self.spec.mlp.act)?),
-                BranchTensors::Experts(experts) => Branch::Experts(self.experts(experts)?),
-            },
-            arrangement: match self.spec.block {
-                Block::Sequential => Arrangement::Sequential { mlp_norm: norm(&tensors.mlp_norm)? },
-                Block::Sandwiched => Arrangement::Sandwiched {
-                    after_attention: norm(&tensors.after_attention)?,
-                    mlp_norm: norm(&tensors.mlp_norm)?,
-                    after_mlp: norm(&tensors.after_mlp)?,
-                },
-                Block::ParallelOneNorm => Arrangement::ParallelOneNorm,
-                Block::ParallelTwoNorms => Arrangement::ParallelTwoNorms { mlp_norm: norm(&tensors.mlp_norm)? },
-            },
-        })
-    }
-
-    fn mlp(&self, tensors: &MlpTensors, act: Act) -> Result<Mlp<B>, LoadError> {
-        Ok(Mlp { up: self.linear(&tensors.up)?, act, down: self.linear(&tensors.down)? })
-    }
-
-    fn experts(&self, tensors: &ExpertsTensors) -> Result<Experts<B>, LoadError> {
-        let Some(spec) = &self.spec.experts else { unreachable!("experts have tensors only where they are") };
-        let act = spec.mlp.act;
-        let shared = |shared: &SharedTensors| {
-            Ok::<_, LoadError>(Shared { mlp: self.mlp(&shared.mlp, act)?, gate: self.exact(&shared.gate)? })
-        };
-        Ok(Experts {
-            router: self.exact(&tensors.router)?,
-            route: spec.route(),
-            experts: tensors.experts.iter().map(|expert| self.mlp(expert, act)).collect::<Result<_, _>>()?,
-            shared: tensors.shared.as_ref().map(shared).transpose()?,
-        })
-    }
-
-    /// A small matrix, in f32.
-    fn exact(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
-        Ok(self.backend.pack(&[DenseWeight::new(self.source.tensor(tensor)?.host(), DType::F32)?])?)
-    }
-
-    fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)?, inputs: None })
-    }
-
-    /// The embedding or the head.
-    fn vocab(&self, tensor: &TensorSpec) -> Result<B::Linear, LoadError> {
-        self.pack(std::slice::from_ref(tensor), None)
-    }
-
-    /// Packs `parts` joined by output rows, and lets them go.
-    fn pack(&self, parts: &[TensorSpec], rounding: Option<Codebook>) -> Result<B::Linear, LoadError> {
-        let matrices = self.ahead.matrices(parts)?;
-        let format = self.formats.of(&parts[0]);
-        let packed = match integers(matrices, format) {
-            Ok(weights) => self.backend.pack_grouped(&weights)?,
-            Err(matrices) => {
-                let numbers = matrices.into_iter().map(Matrix::decoded);
-                let tensors: Vec<Tensor> = match rounding {
-                    Some(codebook) => numbers.map(|tensor| tensor.rounded(codebook)).collect(),
-                    None => numbers.collect(),
-                };
-                let weights = tensors.iter().map(|tensor| DenseWeight::new(tensor.host(), format));
-                self.backend.pack(&weights.collect::<Result<Vec<_>, _>>()?)?
-            }
-        };
-        self.bar.inc(parts.iter().map(|part| self.formats.bytes(part)).sum());
-        Ok(packed)
-    }
-
-    /// The biases of joined matrices, joined alike.
-    fn bias(&self, parts: &[TensorSpec]) -> Result<Option<B::Param>, LoadError> {
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        let mut joined = Vec::new();
-        for part in parts {
-            joined.extend(self.source.tensor(part)?.host().to_f32());
-        }
-        Ok(Some(self.backend.param(&HostTensor::from_f32(vec![joined.len()], &joined))?))
-    }
-
-    fn norm(&self, tensors: &NormTensors) -> Result<Norm<B::Param>, LoadError> {
-        let eps = self.spec.norm.eps;
-        let weight = self.norm_weight(&tensors.weight)?;
-        Ok(match self.spec.norm.kind {
-            NormKind::Rms | NormKind::RmsLessOne => Norm::Rms { weight, eps },
-            NormKind::Layer => Norm::Layer { weight, bias: self.bias(tensors.bias.as_slice())?, eps },
-        })
-    }
-
-    fn head_norms(&self, [query, key]: &[TensorSpec; 2]) -> Result<HeadNorms<B::Param>, LoadError> {
-        Ok(HeadNorms {
-            query: self.norm_weight(query)?,
-            key: self.norm_weight(key)?,
-            eps: self.spec.norm.eps,
-            num_heads: self.spec.attention.num_heads,
-            num_kv_heads: self.spec.attention.num_kv_heads,
-        })
-    }
-
-    fn norm_weight(&self, tensor: &TensorSpec) -> Result<B::Param, LoadError> {
-        let mut weight = self.source.tensor(tensor)?.host().to_f32();
-        if self.spec.norm.kind == NormKind::RmsLessOne {
-            weight.iter_mut().for_each(|weight| *weight += 1.0);
-        }
-        Ok(self.backend.param(&HostTensor::from_f32(vec![weight.len()], &weight))?)
-    }
-
-    /// Learned positions, as many as are served.
-    fn positions(&self, tensor: &TensorSpec, max_positions: usize) -> Result<B::Param, LoadError> {
-        let width = self.spec.hidden_size;
-        let mut table = vec![0.0; max_positions * width];
-        self.source.tensor(tensor)?.host().read_f32(0, &mut table);
-        Ok(self.backend.param(&HostTensor::from_f32(vec![max_positions, width], &table))?)
-    }
-
-    fn rotary(&self, max_positions: usize) -> Result<Rotary<B>, LoadError> {
-        let attention = &self.spec.attention;
-        let table = |rope: &Rope| {
-            let shape = vec![max_positions, rope.rotary_dim];
-            self.backend.param(&HostTensor::new(DType::F32, shape, rope.table(max_positions))?)
-        };
-        Ok(Rotary {
-            spec: RopeSpec {
-                num_heads: attention.num_heads,
-                num_kv_heads: attention.num_kv_heads,
-                head_dim: attention.head_dim,
-                rotary_dim: self.spec.positions.rotary_dim(),
-            },
-            tables: self.spec.positions.ropes().iter().map(table).collect::<Result<_, BackendError>>()?,
-        })
-    }
-}
-
-/// The integers of `matrices`, where they all arrive in those of `format`; else the matrices again.
-fn integers(matrices: Vec<Matrix>, format: WeightFormat) -> Result<Vec<GroupedWeight<'static>>, Vec<Matrix>> {
-    let fits = |matrix: &Matrix| matches!(matrix, Matrix::Grouped(weight) if format == weight.format().into());
-    if !matrices.iter().all(fits) {
-        return Err(matrices);
-    }
-    Ok(matrices
-        .into_iter()
-        .filter_map(|matrix| match matrix {
-            Matrix::Grouped(weight) => Some(weight),
-            Matrix::Dense(_) => None,
-        })
-        .collect())
 }

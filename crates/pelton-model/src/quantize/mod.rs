@@ -20,12 +20,12 @@ use safetensors::Dtype;
 use crate::config::{ConfigError, HfConfig};
 use crate::families::spec_of;
 use crate::files::ModelFiles;
-use crate::load::{CONFIG, LoadError};
+use crate::load::{CONFIG, LoadError, settle, tolerates};
 use crate::model::ModelError;
 use crate::spec::{
     Block, DecoderSpec, DecoderTensors, LayerTensors, LinearTensors, NormKind, NormTensors, Stored, TensorSpec,
 };
-use crate::weights::{Checkpoint, CheckpointError};
+use crate::weights::{Checkpoint, CheckpointError, scheme_of};
 
 use calibrate::{Calibrated, Place, Seen};
 pub use calibrate::{Calibration, CalibrationError};
@@ -98,6 +98,14 @@ pub enum QuantizeError {
     /// A calibration step failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Its weights are not in numbers.
+    #[error(
+        "its weights are {found}: rounding them a second time costs more than it saves; begin with the checkpoint they were made from"
+    )]
+    Already {
+        /// How they are kept.
+        found: String,
+    },
     /// A matrix that the format has no form for.
     #[error("{tensor} cannot be written in this format: {cause}")]
     Matrix {
@@ -155,9 +163,17 @@ pub fn quantize<B: Backend>(
     let config_bytes =
         files.read(CONFIG).map_err(LoadError::from)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
     let config = HfConfig::parse(CONFIG, &config_bytes)?;
-    let (_, spec) = spec_of(&config)?;
+    let (_, mut spec) = spec_of(&config)?;
+    if files.gguf().is_some() {
+        return Err(QuantizeError::Already { found: "in the blocks of a GGUF file".to_owned() });
+    }
+    if let Some(scheme) = scheme_of(&config, files).map_err(LoadError::from)? {
+        return Err(QuantizeError::Already { found: format!("quantised as {scheme}") });
+    }
     let checkpoint = Checkpoint::open(files)?;
+    settle(&mut spec, &checkpoint);
     let tensors = spec.tensors();
+    checkpoint.check(tensors.all(), |name| tolerates(&spec, name), Vec::new())?;
     check_forms(&tensors, format)?;
     write::check_new(out)?;
 
