@@ -18,6 +18,8 @@ use crate::treatment::Quantize;
 
 /// Positions in a block of keys and values.
 const BLOCK_TOKENS: usize = 16;
+/// Tokens of a piece where nobody says.
+const PIECE: usize = 512;
 /// Share of the memory that is free once the model is loaded, for moments.
 const MEMORY_SHARE: f64 = 0.5;
 
@@ -26,8 +28,8 @@ const MEMORY_SHARE: f64 = 0.5;
 pub struct Calibration {
     /// The text.
     pub tokens: Vec<u32>,
-    /// Tokens of each piece; pieces know nothing of each other.
-    pub piece: usize,
+    /// Tokens of each piece; pieces know nothing of each other. `None`: what the model can tell apart, 512 at most.
+    pub piece: Option<usize>,
 }
 
 /// A text that cannot calibrate.
@@ -70,32 +72,40 @@ pub(super) type Seen = HashMap<Place, Moments>;
 /// A loaded model and the text it reads.
 pub(super) struct Calibrated<'a, B: Backend> {
     decoder: Decoder<B>,
-    text: &'a Calibration,
+    tokens: &'a [u32],
+    /// Tokens of each piece.
+    piece: usize,
 }
 
 impl<'a, B: Backend> Calibrated<'a, B> {
-    /// Loads the model in float32.
-    pub(super) fn load(files: &ModelFiles, backend: B, text: &'a Calibration) -> Result<Self, QuantizeError> {
+    /// Loads the model, which tells `max_positions` apart, in float32.
+    pub(super) fn load(
+        files: &ModelFiles,
+        backend: B,
+        text: &'a Calibration,
+        max_positions: usize,
+    ) -> Result<Self, QuantizeError> {
+        let piece = text.piece.unwrap_or(PIECE.min(max_positions));
         let options = LoadOptions {
             dtype: DTypeChoice::Exact(DType::F32),
             quantize: Some(Quantize::Numbers),
             kv_format: KvFormatChoice::Auto,
             block_tokens: BLOCK_TOKENS,
-            max_step_rows: text.piece,
+            max_step_rows: piece,
             max_logit_rows: 1,
-            max_positions: Some(text.piece),
-            kv_budget: KvBudget::Tokens(text.piece),
+            max_positions: Some(piece),
+            kv_budget: KvBudget::Tokens(piece),
             ..LoadOptions::default()
         };
         let decoder = load(files, backend, &options)?;
         let vocab_size = decoder.spec().vocab_size;
-        if text.tokens.len() < text.piece {
-            return Err(CalibrationError::Short { found: text.tokens.len(), least: text.piece }.into());
+        if text.tokens.len() < piece {
+            return Err(CalibrationError::Short { found: text.tokens.len(), least: piece }.into());
         }
         if let Some(&found) = text.tokens.iter().find(|&&token| token as usize >= vocab_size) {
             return Err(CalibrationError::Token { found, vocab_size }.into());
         }
-        Ok(Self { decoder, text })
+        Ok(Self { decoder, tokens: &text.tokens, piece })
     }
 
     /// Reads the text, and keeps what reaches the linears of blocks from `first` on, of as many as there is memory for; at least one.
@@ -119,9 +129,9 @@ impl<'a, B: Backend> Calibrated<'a, B> {
             }
             end += 1;
         }
-        let pieces = self.text.tokens.chunks_exact(self.text.piece);
+        let pieces = self.tokens.chunks_exact(self.piece);
         let bar = bar(show_progress, pieces.len(), "reading", "pieces");
-        let blocks: Vec<BlockId> = (0..self.text.piece.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
+        let blocks: Vec<BlockId> = (0..self.piece.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
         let mut batch = StepBatch::default();
         for piece in pieces {
             let tokens: Vec<TokenId> = piece.iter().copied().map(TokenId).collect();

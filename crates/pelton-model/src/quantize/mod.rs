@@ -197,7 +197,7 @@ pub fn quantize<B: Backend>(
             bar.finish_and_clear();
         }
         Some(calibration) => {
-            let mut calibrated = Calibrated::load(files, backend, calibration)?;
+            let mut calibrated = Calibrated::load(files, backend, calibration, spec.max_positions)?;
             let mut next = 0;
             while next < tensors.layers.len() {
                 let (layers, moments) = calibrated.see(next, &tensors.layers, show_progress)?;

@@ -13,9 +13,6 @@ use pelton_text::TextModel;
 use super::checkpoint;
 use crate::args::quantize::{FormatArg, QuantizeArgs};
 
-/// Tokens that the model reads at once where nobody says.
-const CONTEXT: usize = 512;
-
 pub fn run(args: &QuantizeArgs) -> Result<ExitCode> {
     let format = format(args)?;
     let (files, name) = checkpoint::find(Some(&args.input), &args.hub)?;
@@ -56,7 +53,7 @@ fn calibration(args: &QuantizeArgs, files: &ModelFiles, text: &str) -> Result<Ca
     let read = |name: &str| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned()));
     let mut tokens = TextModel::from_files(&read)?.encode(text, false)?;
     tokens.truncate(args.calibration_tokens as usize);
-    Ok(Calibration { tokens, piece: args.calibration_context.map_or(CONTEXT, |context| context as usize) })
+    Ok(Calibration { tokens, piece: args.calibration_context.map(|context| context as usize) })
 }
 
 /// What the flags say, if it exists.
