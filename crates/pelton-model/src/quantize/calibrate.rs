@@ -35,6 +35,9 @@ pub struct Calibration {
 /// A text that cannot calibrate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CalibrationError {
+    /// A format that asks for a text got none.
+    #[error("this format needs a calibration text")]
+    Missing,
     /// Too few tokens say nothing.
     #[error("the calibration text has {found} tokens, expected at least {least}, one piece")]
     Short {

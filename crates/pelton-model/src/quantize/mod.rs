@@ -10,6 +10,7 @@ mod gptq;
 mod pack;
 mod write;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -175,6 +176,9 @@ pub fn quantize<B: Backend>(
     let tensors = spec.tensors();
     checkpoint.check(tensors.all(), |name| tolerates(&spec, name), Vec::new())?;
     check_forms(&tensors, format)?;
+    if format.calibrates() && calibration.is_none() {
+        return Err(CalibrationError::Missing.into());
+    }
     write::check_new(out)?;
 
     let mut job = Job {
@@ -182,7 +186,7 @@ pub fn quantize<B: Backend>(
         checkpoint: &checkpoint,
         format,
         written: Vec::new(),
-        replaced: Vec::new(),
+        replaced: HashSet::new(),
         report: QuantizeReport { matrices: 0, unseen: 0, bytes_before: 0, bytes_after: 0 },
     };
     match calibration.filter(|_| format.calibrates()) {
@@ -262,7 +266,7 @@ struct Job<'a> {
     /// New tensors.
     written: Vec<NewTensor>,
     /// Names of tensors that are not copied.
-    replaced: Vec<String>,
+    replaced: HashSet<String>,
     report: QuantizeReport,
 }
 
@@ -401,7 +405,7 @@ impl Job<'_> {
             QuantizeFormat::Int8 => pack::int8(module, &rounded.rows),
             QuantizeFormat::Int4 { .. } => pack::int4(module, &rounded.rows),
         });
-        self.replaced.push(part.name.clone());
+        self.replaced.insert(part.name.clone());
         self.report.matrices += 1;
     }
 
@@ -429,7 +433,7 @@ impl Job<'_> {
         };
         let bytes = stored.into_iter().flat_map(f32::to_le_bytes);
         self.written.push(NewTensor::new(tensor.name.clone(), Dtype::F32, tensor.shape.clone(), bytes));
-        self.replaced.push(tensor.name.clone());
+        self.replaced.insert(tensor.name.clone());
     }
 }
 

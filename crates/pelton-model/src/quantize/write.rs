@@ -1,6 +1,7 @@
 //! A checkpoint's folder: weights, a configuration that says how they are spelt, and everything else as it was.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::path::Path;
 
 use pelton_backend::Group;
@@ -81,7 +82,7 @@ impl View for Source<'_> {
 pub(super) fn weights(
     out: &Path,
     old: &Checkpoint,
-    replaced: &[String],
+    replaced: &HashSet<String>,
     new: &[NewTensor],
 ) -> Result<(u64, u64), QuantizeError> {
     let path = out.join(FORMATS[0].single);
@@ -92,7 +93,7 @@ pub(super) fn weights(
         let (element, shape) = old.stored(name).expect("a name of the checkpoint");
         let bytes = old.bytes(name)?;
         before += bytes.as_slice().len() as u64;
-        if replaced.iter().any(|replaced| replaced == name) {
+        if replaced.contains(name) {
             continue;
         }
         let Some(dtype) = dtype(element) else {

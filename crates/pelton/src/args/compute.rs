@@ -69,6 +69,16 @@ impl PrecisionArgs {
 }
 
 impl ComputeArgs {
+    /// A flag that was given, where nothing computes.
+    pub fn given(self) -> Option<&'static str> {
+        let flags = [
+            ("--threads", self.threads.is_some()),
+            ("--isa", self.isa != IsaArg::Auto),
+            ("--pin-threads", self.pin_threads),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
     pub fn config(self) -> CpuConfig {
         CpuConfig { threads: self.threads.map(usize::from), isa: self.isa.into(), pin: self.pin_threads }
     }

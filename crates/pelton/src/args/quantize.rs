@@ -38,11 +38,11 @@ pub struct QuantizeArgs {
     pub calibration: Option<PathBuf>,
 
     /// Tokens of the calibration text that are used, from its beginning.
-    #[arg(long, default_value_t = 32_768, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 32_768, requires = "calibration", value_parser = clap::value_parser!(u32).range(1..))]
     pub calibration_tokens: u32,
 
     /// Tokens that the model reads at once. Default: what it can tell apart, 512 at most.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, requires = "calibration", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub calibration_context: Option<u32>,
 
     #[command(flatten)]

@@ -30,6 +30,9 @@ pub fn run(args: &QuantizeArgs) -> Result<ExitCode> {
             Some(calibration(args, &files, &text).with_context(|| format!("cannot load the tokenizer of {name}"))?)
         }
     };
+    if let Some(flag) = args.compute.given().filter(|_| !format.calibrates()) {
+        bail!("{flag} means nothing for int8 and int4, which compute no model: leave it out");
+    }
     let backend = CpuBackend::new(args.compute.config())?;
     let report = quantize(&files, backend, format, calibration.as_ref(), &args.output, !args.quiet)
         .with_context(|| format!("cannot quantize {name}"))?;

@@ -16,7 +16,7 @@ use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
 use super::checkpoint;
-use crate::args::compute::{DtypeArg, IsaArg, KvCacheDtypeArg};
+use crate::args::compute::{DtypeArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
 use crate::{env, logging};
 
@@ -79,16 +79,14 @@ fn check(args: &ServeArgs) -> Result<()> {
     if is_fake || args.model_id.is_none() {
         checkpoint::check_no_revision(&args.hub)?;
     }
-    let computes = [
+    let precision = [
         ("--dtype", args.precision.dtype != DtypeArg::Auto),
         ("--quantize", args.precision.quantize.is_some()),
         ("--kv-cache-dtype", args.precision.kv_cache_dtype != KvCacheDtypeArg::Auto),
-        ("--threads", args.compute.threads.is_some()),
-        ("--isa", args.compute.isa != IsaArg::Auto),
-        ("--pin-threads", args.compute.pin_threads),
     ];
     args.precision.load_options()?;
-    if let Some((flag, _)) = computes.into_iter().find(|(_, given)| is_fake && *given) {
+    let precision = precision.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+    if let Some(flag) = precision.or(args.compute.given()).filter(|_| is_fake) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
     if !is_fake && !(args.fake_step_cost + args.fake_token_cost).is_zero() {
