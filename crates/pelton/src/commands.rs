@@ -4,5 +4,6 @@ pub mod bench;
 mod checkpoint;
 pub mod eval;
 pub mod kernels;
+mod output;
 pub mod quantize;
 pub mod serve;

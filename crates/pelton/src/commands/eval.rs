@@ -1,7 +1,6 @@
 //! `pelton eval`: loads a model, lets it predict a text, prints how well it did.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::command;
 use super::checkpoint;
+use super::output::OutputFile;
 use super::serve::BLOCK_TOKENS;
 use crate::args::eval::{EvalArgs, EvalCommand, PerplexityArgs};
 
@@ -70,14 +70,7 @@ fn perplexity(args: &PerplexityArgs) -> Result<ExitCode> {
     }
     let source = std::fs::read_to_string(&args.text).with_context(|| format!("cannot read {}", args.text.display()))?;
     let earlier = args.against.as_deref().map(read_report).transpose()?;
-    // Opened before the run: a wrong path shall not cost a measurement.
-    let output = match &args.output {
-        Some(path) => {
-            let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
-            Some((path, BufWriter::new(file)))
-        }
-        None => None,
-    };
+    let output = args.output.as_deref().map(OutputFile::create).transpose()?;
     let (files, name) = checkpoint::find(args.model_id.as_deref(), &args.hub)?;
     let read = |name: &str| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned()));
     let text = TextModel::from_files(&read).with_context(|| format!("cannot load the tokenizer of {name}"))?;
@@ -131,11 +124,8 @@ fn perplexity(args: &PerplexityArgs) -> Result<ExitCode> {
     if let Some(earlier) = &earlier {
         let _ = write!(out, "{}", comparison(&report, earlier)?);
     }
-    if let Some((path, mut file)) = output {
-        serde_json::to_writer(&mut file, &report)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Ok(file.write_all(b"\n").and_then(|()| file.flush())?))
-            .with_context(|| format!("{} cannot be written", path.display()))?;
+    if let Some(output) = output {
+        output.write_json(&report)?;
     }
     Ok(ExitCode::SUCCESS)
 }

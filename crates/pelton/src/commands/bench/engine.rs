@@ -1,7 +1,6 @@
 //! `pelton bench engine`: loads or makes a model, times its steps, prints a table and writes rows.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +15,7 @@ use serde::Serialize;
 use super::{command, unix_seconds};
 use crate::args::bench::engine::EngineArgs;
 use crate::commands::checkpoint;
+use crate::commands::output::OutputFile;
 use crate::commands::serve::BLOCK_TOKENS;
 
 /// Made-up weights are the same every time.
@@ -63,14 +63,7 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
         step_tokens: args.max_batch_prefill_tokens as usize,
     };
     let mut rates = Rates::new(plan.clone())?;
-    // Opened before the run: a wrong path shall not cost a measurement.
-    let output = match &args.output {
-        Some(path) => {
-            let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
-            Some((path, BufWriter::new(file)))
-        }
-        None => None,
-    };
+    let output = args.output.as_deref().map(OutputFile::create).transpose()?;
     let cpu = CpuFacts::here();
     let (mut decoder, name) = decoder(args, &plan)?;
     let mut bandwidth = ReadBandwidth::new(decoder.backend(), &cpu)?;
@@ -114,11 +107,8 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
     };
     // A reader that has seen enough (`| head`) is no error.
     let _ = print(&report);
-    if let Some((path, mut file)) = output {
-        serde_json::to_writer(&mut file, &report)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Ok(file.write_all(b"\n").and_then(|()| file.flush())?))
-            .with_context(|| format!("{} cannot be written", path.display()))?;
+    if let Some(output) = output {
+        output.write_json(&report)?;
     }
     Ok(ExitCode::SUCCESS)
 }
