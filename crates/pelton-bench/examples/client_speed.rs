@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p pelton-bench --example client_speed [tgi|openai] [events per write] [users]`
 //!
-//! Prints the usual report. Its line `client` tells the processor time for each event; the reciprocal bounds the events per second that
+//! The last lines tell the processor time for each event; the reciprocal bounds the events per second that
 //! one core can follow.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pelton_bench::report::console::Console;
+use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{Api, BenchPlan, Limits, Load, PromptMix, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
@@ -55,8 +55,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         warmup: Warmup::Time(Duration::from_secs(1)),
         cooldown: Duration::ZERO,
     };
-    let report = pelton_bench::run(&plan, Vec::new(), false)?;
-    print!("{}", Console(&report));
+    let results = pelton_bench::run(&plan, Vec::new(), &mut Blind, &Control::default())?;
+    let summary = &results.runs[0].summary;
+    println!("{:#?}\n{:#?}\n{:#?}", summary.requests, summary.rates, summary.client);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::mpsc as sync_mpsc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::BenchError;
@@ -16,9 +16,9 @@ use crate::arrival;
 use crate::client::{Client, Connection};
 use crate::machine::ThreadTime;
 use crate::plan::{Case, Limits};
-use crate::progress::Progress;
 use crate::recorder::{ErrorKind, Failure, Row, RowBuilder};
-use crate::workload::synthetic::Prompts;
+use crate::watch::{Control, Moment, Sight, Watch};
+use crate::workload::{Session, Workload};
 
 /// First wait of a virtual user after a failed request; doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -28,6 +28,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Idle connections kept for later starts of the open loop.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
+
+/// Time between two looks at a run: slow enough to cost nothing.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Starts that may wait between the two threads. When it is full the clock waits, and the starts are late, which is recorded.
 const MAX_DUE_STARTS: usize = 1024;
@@ -62,16 +65,16 @@ enum Phase {
 /// What all tasks of a run share.
 struct Shared {
     client: Rc<Client>,
-    prompts: Rc<Prompts>,
+    workload: Rc<Workload>,
     timeout: Duration,
     began: Instant,
     limits: Limits,
-    phase: watch::Receiver<Phase>,
+    phase: tokio::sync::watch::Receiver<Phase>,
     rows: RefCell<Vec<Row>>,
     live: Rc<Live>,
 }
 
-/// Numbers for the progress line.
+/// Numbers for those who look on.
 #[derive(Debug, Default)]
 pub struct Live {
     /// Requests started.
@@ -91,32 +94,67 @@ impl Shared {
         *self.phase.borrow()
     }
 
-    /// One request on `slot`'s connection, ended by its own limit or by the run's.
+    /// All requests of one start on `slot`'s connection, each ended by its own limit or by the run's. False if one failed, which ends
+    /// the session.
     async fn perform(&self, slot: &mut Option<Connection>, index: u64, user: u32, intended: Option<Instant>) -> bool {
-        // Made before the clock is read: composing is no part of a request's time.
-        let body = self.client.body(self.prompts.prompt(index));
-        let start = Instant::now();
-        self.live.started.set(self.live.started.get() + 1);
-        let wished = self.prompts.wished_tokens();
-        let mut row = RowBuilder::new(index, user, self.began, intended.unwrap_or(start), start, wished);
-        let mut phase = self.phase.clone();
-        let failure = tokio::select! {
-            biased;
-            result = self.client.exchange(slot, body, &mut row) => result.err(),
-            () = tokio::time::sleep(self.timeout) => {
-                Some(Failure::new(ErrorKind::Timeout, format!("no complete answer within {:?}", self.timeout)))
+        let mut session: Session = self.workload.session(index);
+        let mut turn = 0;
+        while let Some(ask) = session.next() {
+            // Made before the clock is read: composing is no part of a request's time.
+            let body = self.client.body(&ask);
+            let start = Instant::now();
+            self.live.started.set(self.live.started.get() + 1);
+            let mut row = RowBuilder::new(self.began, start)
+                .numbered(index, turn, user)
+                .asking(ask.prompt_tokens, ask.output_tokens);
+            if let Some(intended) = intended.filter(|_| turn == 0) {
+                row = row.intended(intended.saturating_duration_since(self.began).as_micros() as u64);
             }
-            _ = phase.wait_for(|phase| *phase == Phase::Cut) => {
-                Some(Failure::new(ErrorKind::Cut, format!("still running {:?} after the end", self.limits.grace)))
+            let mut phase = self.phase.clone();
+            let failure = tokio::select! {
+                biased;
+                result = self.client.exchange(slot, body, &mut row) => result.err(),
+                () = tokio::time::sleep(self.timeout) => {
+                    Some(Failure::new(ErrorKind::Timeout, format!("no complete answer within {:?}", self.timeout)))
+                }
+                _ = phase.wait_for(|phase| *phase == Phase::Cut) => {
+                    Some(Failure::new(ErrorKind::Cut, format!("still running {:?} after the end", self.limits.grace)))
+                }
+            };
+            let is_well = failure.is_none();
+            let row = row.finish(failure, Instant::now());
+            let counter = if is_well { &self.live.done } else { &self.live.failed };
+            counter.set(counter.get() + 1);
+            self.live.tokens.set(self.live.tokens.get() + u64::from(row.output_tokens));
+            self.rows.borrow_mut().push(row);
+            if !is_well {
+                return false;
             }
-        };
-        let is_well = failure.is_none();
-        let row = row.finish(failure, Instant::now());
-        let counter = if is_well { &self.live.done } else { &self.live.failed };
-        counter.set(counter.get() + 1);
-        self.live.tokens.set(self.live.tokens.get() + u64::from(row.output_tokens));
-        self.rows.borrow_mut().push(row);
-        is_well
+            turn += 1;
+        }
+        true
+    }
+
+    /// How the run stands, for those who look on: about every [`LOOK_INTERVAL`], until this is dropped.
+    async fn show(&self, users: Option<usize>, watch: &mut dyn Watch) -> std::convert::Infallible {
+        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        let mut seen = 0;
+        loop {
+            ticks.tick().await;
+            let live = &self.live;
+            let moment = Moment {
+                at: self.began.elapsed(),
+                users,
+                started: live.started.get(),
+                done: live.done.get(),
+                failed: live.failed.get(),
+                dropped: live.dropped.get(),
+                tokens: live.tokens.get(),
+            };
+            let rows = self.rows.borrow();
+            watch.see(Sight::Moment(&moment, &rows[seen..]));
+            seen = rows.len();
+        }
     }
 }
 
@@ -124,11 +162,12 @@ impl Shared {
 pub async fn run(
     case: Case,
     client: Rc<Client>,
-    prompts: Rc<Prompts>,
+    workload: Rc<Workload>,
     seed: u64,
     timeout: Duration,
     limits: &Limits,
-    progress: &mut Progress,
+    watch: &mut dyn Watch,
+    control: &Control,
 ) -> Result<Run, BenchError> {
     let connections = match case {
         Case::Closed { users } => open_connections(&client, users).await,
@@ -138,13 +177,13 @@ pub async fn run(
         Case::Closed { .. } => Vec::new(),
         Case::Open { rate, arrival, .. } => arrival::start_times(arrival, rate, seed, limits),
     };
-    let (phase, phase_of_tasks) = watch::channel(Phase::Running);
+    let (phase, phase_of_tasks) = tokio::sync::watch::channel(Phase::Running);
     let before = ThreadTime::now();
     let began = Instant::now();
     let live = Rc::new(Live::default());
     let shared = Rc::new(Shared {
         client,
-        prompts,
+        workload,
         timeout,
         began,
         limits: limits.clone(),
@@ -152,6 +191,10 @@ pub async fn run(
         rows: RefCell::default(),
         live: Rc::clone(&live),
     });
+    let users = match case {
+        Case::Closed { users } => Some(users),
+        Case::Open { .. } => None,
+    };
     let load = async {
         match case {
             Case::Closed { users } => {
@@ -164,13 +207,13 @@ pub async fn run(
     let mut ending = Ending { stopped: None, interrupted: false };
     let dropped_us = tokio::select! {
         dropped = load => dropped?,
-        never = keep_time(began, limits, &phase, &mut ending) => match never {},
-        never = progress.watch(&live, began, limits) => match never {},
+        never = keep_time(began, limits, control, &phase, &mut ending) => match never {},
+        never = shared.show(users, watch) => match never {},
     };
     let wall = began.elapsed();
     let client_time = before.zip(ThreadTime::now()).map(|(before, after)| after.since(before));
     let mut rows = shared.rows.take();
-    rows.sort_unstable_by_key(|row| row.index);
+    rows.sort_unstable_by_key(|row| (row.index, row.turn));
     let all_started = rows.len() as u64 + dropped_us.len() as u64 == limits.requests;
     let stopped = ending.stopped.filter(|_| !all_started || ending.interrupted);
     // The open loop's schedule may end before the duration does: the load then ends with the duration all the same.
@@ -195,13 +238,15 @@ struct Ending {
 async fn keep_time(
     began: Instant,
     limits: &Limits,
-    phase: &watch::Sender<Phase>,
+    control: &Control,
+    phase: &tokio::sync::watch::Sender<Phase>,
     ending: &mut Ending,
 ) -> std::convert::Infallible {
     let interrupted = tokio::select! {
         () = tokio::time::sleep_until((began + limits.duration).into()) => false,
         // Without signals there is no interrupt to wait for.
         Ok(()) = tokio::signal::ctrl_c() => true,
+        () = control.stopped() => true,
     };
     ending.stopped = Some(began.elapsed());
     ending.interrupted = interrupted;

@@ -2,7 +2,7 @@
 //!
 //! One direction: a [`BenchPlan`] says what; the workload makes prompts and `arrival` the start times; `executor` starts requests when they
 //! are due; `client` speaks a dialect and notes when bytes arrived; `recorder` keeps one row for each request; `stats` computes after
-//! the run; [`report`] tells. Nothing is computed during a run that can be computed before or after it.
+//! the run; [`results`] is what is kept. Other crates tell it ([`watch`] is their view while it goes on). Nothing is computed during a run that can be computed before or after it.
 #![forbid(unsafe_code)]
 
 mod arrival;
@@ -10,10 +10,11 @@ mod client;
 mod executor;
 mod machine;
 mod plan;
-mod progress;
 mod recorder;
-pub mod report;
+pub mod results;
+mod scrape;
 mod stats;
+pub mod watch;
 mod workload;
 
 use std::path::PathBuf;
@@ -26,13 +27,15 @@ pub use plan::{
     Api, BenchPlan, Case, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, PromptMix, TargetPlan, Warmup,
     WorkloadPlan,
 };
-pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row};
+pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
+pub use scrape::{ServerMetrics, ServerSample};
 pub use stats::{ClientCost, Counts, Distribution, ErrorSummary, PromptCheck, Rates, Summary};
 
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
-use progress::Progress;
-use report::{PromptMaking, Report, RunReport, Server, TokenSource};
+use results::{PromptMaking, Results, RunResult, Server, TokenSource};
+use watch::{Control, Sight, Watch};
+use workload::Workload;
 use workload::count::{Local, Remote};
 use workload::synthetic::{Prompts, Words};
 
@@ -76,23 +79,30 @@ impl From<Failure> for BenchError {
     }
 }
 
-/// Runs a load test on the calling thread. `command` is stored in the report; `show_progress` draws a line on the error stream.
+/// Runs a load test on the calling thread. `command` is stored in the results; `watch` sees it go on, `control` ends it early.
 ///
 /// # Errors
 /// Only what prevents the test: an impossible plan, a server that cannot be reached or asked. Requests that fail are rows.
-pub fn run(plan: &BenchPlan, command: Vec<String>, show_progress: bool) -> Result<Report, BenchError> {
+pub fn run(
+    plan: &BenchPlan,
+    command: Vec<String>,
+    watch: &mut dyn Watch,
+    control: &Control,
+) -> Result<Results, BenchError> {
     plan.check()?;
     let target = Target::resolve(&plan.target)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BenchError::Runtime)?;
-    tokio::task::LocalSet::new().block_on(&runtime, measure(plan, target, command, show_progress))
+    tokio::task::LocalSet::new().block_on(&runtime, measure(plan, target, command, watch, control))
 }
 
 async fn measure(
     plan: &BenchPlan,
     target: Target,
     command: Vec<String>,
-    show_progress: bool,
-) -> Result<Report, BenchError> {
+    watch: &mut dyn Watch,
+    control: &Control,
+) -> Result<Results, BenchError> {
+    watch.see(Sight::Preparing("asking the server what it is and how it counts tokens"));
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
     let (mut words, counted_by) = match &plan.workload.tokenizer {
@@ -112,33 +122,47 @@ async fn measure(
     {
         words.learn_overhead(counted, reported);
     }
-    let client = Client::new(target, &plan.target, found.api, &plan.workload, &found.model, lengthening);
+    let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
     let client = Rc::new(client);
-    let began_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let began_unix_s = unix_now();
 
     let mut runs = Vec::new();
-    for (n, case) in plan.cases().into_iter().enumerate() {
+    let cases = plan.cases();
+    let of = cases.len();
+    for (n, case) in cases.into_iter().enumerate() {
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let workload = WorkloadPlan { seed: plan.workload.seed.wrapping_add(n as u64), ..plan.workload.clone() };
-        let prompts = Rc::new(Prompts::new(&words, &workload)?);
-        let mut progress = Progress::new(&case.to_string(), show_progress);
+        let prompts = Prompts::new(&words, &workload)?;
+        let asked = Rc::new(Workload::synthetic(prompts, workload.output_tokens));
+        watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
+        let began_unix_s = unix_now();
         let timeout = plan.target.timeout;
         let result =
-            executor::run(case, Rc::clone(&client), prompts, workload.seed, timeout, &plan.limits, &mut progress).await;
-        progress.clear();
+            executor::run(case, Rc::clone(&client), asked, workload.seed, timeout, &plan.limits, watch, control).await;
         let mut run = result?;
         let summary = stats::summarise(plan, &case, &mut run);
         let interrupted = run.interrupted;
-        let wall_s = run.wall.as_secs_f64();
-        runs.push(RunReport { case, wall_s, summary, dropped_us: run.dropped_us, rows: run.rows });
+        let result = RunResult {
+            case,
+            repeat: 0,
+            began_unix_s,
+            wall_s: run.wall.as_secs_f64(),
+            summary,
+            server_metrics: None,
+            dropped_us: run.dropped_us,
+            rows: run.rows,
+        };
+        watch.see(Sight::Ends(&result));
+        runs.push(result);
         if interrupted {
             break;
         }
     }
-    Ok(Report {
-        pelton_version: env!("CARGO_PKG_VERSION"),
+    Ok(Results {
+        format: results::FORMAT,
+        pelton_version: env!("CARGO_PKG_VERSION").to_owned(),
         command,
-        began_unix_s,
+        began_unix_s: began_unix_s as u64,
         machine: Machine::here(),
         plan: plan.clone(),
         server: Server {
@@ -150,4 +174,9 @@ async fn measure(
         prompts: PromptMaking { counted_by, overhead: words.overhead() },
         runs,
     })
+}
+
+/// Seconds since 1970-01-01 UTC.
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

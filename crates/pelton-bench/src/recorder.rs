@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Tokens that became readable at one moment: all events completed by one read from the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Arrival {
 }
 
 /// How the number of generated tokens of a request is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CountedBy {
     /// The server said it (usage, details, or a header).
@@ -28,8 +28,8 @@ pub enum CountedBy {
 }
 
 /// What went wrong with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum ErrorKind {
     /// No connection could be made.
     Connect,
@@ -61,8 +61,32 @@ impl std::fmt::Display for ErrorKind {
     }
 }
 
+impl From<ErrorKind> for String {
+    fn from(kind: ErrorKind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl TryFrom<String> for ErrorKind {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let plain = [
+            ErrorKind::Connect,
+            ErrorKind::Timeout,
+            ErrorKind::Broken,
+            ErrorKind::ErrorEvent,
+            ErrorKind::Malformed,
+            ErrorKind::Cut,
+        ];
+        let status = || text.strip_prefix("status ")?.parse().ok().map(ErrorKind::Status);
+        let kind = plain.into_iter().find(|kind| kind.to_string() == text).or_else(status);
+        kind.ok_or_else(|| format!("{text:?} is no kind of error"))
+    }
+}
+
 /// A failed request: its kind, and the server's or the system's words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What went wrong.
     pub kind: ErrorKind,
@@ -81,7 +105,7 @@ impl Failure {
 }
 
 /// The part of a run to which a request belongs. Rows of every part are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// Too early to count.
@@ -93,10 +117,12 @@ pub enum Part {
 }
 
 /// One request. Times are microseconds: `intended_us` and `start_us` after the beginning of the run, all others after `start_us`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Order of intended start.
     pub index: u64,
+    /// Position in its conversation, from 0. Turns of one conversation share `index`.
+    pub turn: u32,
     /// Virtual user; 0 in the open loop.
     pub user: u32,
     /// When the request should have started. In the closed loop this is when it did.
@@ -110,11 +136,14 @@ pub struct Row {
     /// The last byte that belongs to the answer, or the moment of failure.
     pub end_us: u32,
     /// When tokens arrived; one entry for an answer that is not streamed.
+    #[serde(flatten, with = "columns")]
     pub arrivals: Vec<Arrival>,
     /// Tokens that the prompt was made to have.
     pub prompt_tokens: u32,
     /// Tokens that the server says it had.
     pub prompt_tokens_reported: Option<u32>,
+    /// Tokens asked for.
+    pub wished_tokens: u32,
     /// Tokens generated.
     pub output_tokens: u32,
     /// How `output_tokens` is known.
@@ -123,10 +152,61 @@ pub struct Row {
     pub status: Option<u16>,
     /// Why the server ended, in its words.
     pub finish_reason: Option<String>,
+    /// What the server says of its own time, if it does.
+    pub server_ms: Option<ServerTimes>,
     /// `None` if the answer is complete.
+    #[serde(rename = "error")]
     pub failure: Option<Failure>,
     /// Part of the run; set when the run is over.
     pub part: Part,
+}
+
+/// A server's account of one request, in milliseconds; members that it does not tell are `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerTimes {
+    /// From receiving to the end.
+    pub total: Option<f64>,
+    /// Checking and tokenizing.
+    pub validation: Option<f64>,
+    /// Waiting for its turn.
+    pub queue: Option<f64>,
+    /// Computing.
+    pub inference: Option<f64>,
+    /// Computing, for each generated token.
+    pub per_token: Option<f64>,
+}
+
+/// Arrivals as three lists, which are far shorter than a list of objects.
+mod columns {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    use super::Arrival;
+
+    #[derive(Serialize, Deserialize)]
+    struct Columns {
+        arrivals_us: Vec<u32>,
+        arrival_tokens: Vec<u32>,
+        arrival_events: Vec<u32>,
+    }
+
+    pub fn serialize<S: Serializer>(arrivals: &[Arrival], serializer: S) -> Result<S::Ok, S::Error> {
+        let column = |value: fn(&Arrival) -> u32| arrivals.iter().map(value).collect();
+        let columns = Columns {
+            arrivals_us: column(|arrival| arrival.at_us),
+            arrival_tokens: column(|arrival| arrival.tokens),
+            arrival_events: column(|arrival| arrival.events),
+        };
+        columns.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Arrival>, D::Error> {
+        let Columns { arrivals_us, arrival_tokens, arrival_events } = Columns::deserialize(deserializer)?;
+        if arrivals_us.len() != arrival_tokens.len() || arrivals_us.len() != arrival_events.len() {
+            return Err(de::Error::custom("lists of arrivals have different lengths"));
+        }
+        let parts = arrivals_us.into_iter().zip(arrival_tokens).zip(arrival_events);
+        Ok(parts.map(|((at_us, tokens), events)| Arrival { at_us, events, tokens }).collect())
+    }
 }
 
 /// A row being written while its request runs.
@@ -134,38 +214,76 @@ pub struct Row {
 pub struct RowBuilder {
     row: Row,
     start: Instant,
+    /// The answer so far, one entry for each event with text, if anyone wants it.
+    pieces: Option<Vec<String>>,
 }
 
 impl RowBuilder {
-    /// A request that starts now: at `start`, instead of at `intended`, both after `run_start`.
-    pub fn new(
-        index: u64,
-        user: u32,
-        run_start: Instant,
-        intended: Instant,
-        start: Instant,
-        prompt_tokens: u32,
-    ) -> Self {
-        let since = |instant: Instant| instant.saturating_duration_since(run_start).as_micros() as u64;
+    /// A request that starts at `start`, after `run_start`; it was intended to start then too, unless [`intended`](Self::intended) says
+    /// otherwise.
+    pub fn new(run_start: Instant, start: Instant) -> Self {
+        let start_us = start.saturating_duration_since(run_start).as_micros() as u64;
         let row = Row {
-            index,
-            user,
-            intended_us: since(intended),
-            start_us: since(start),
+            index: 0,
+            turn: 0,
+            user: 0,
+            intended_us: start_us,
+            start_us,
             connect_us: None,
             first_byte_us: None,
             end_us: 0,
             arrivals: Vec::new(),
-            prompt_tokens,
+            prompt_tokens: 0,
             prompt_tokens_reported: None,
+            wished_tokens: 0,
             output_tokens: 0,
             counted_by: CountedBy::Chunks,
             status: None,
             finish_reason: None,
+            server_ms: None,
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start }
+        Self { row, start, pieces: None }
+    }
+
+    /// Which request of the run it is.
+    pub fn numbered(mut self, index: u64, turn: u32, user: u32) -> Self {
+        (self.row.index, self.row.turn, self.row.user) = (index, turn, user);
+        self
+    }
+
+    /// When it should have started, in microseconds after the beginning of the run.
+    pub fn intended(mut self, intended_us: u64) -> Self {
+        self.row.intended_us = intended_us;
+        self
+    }
+
+    /// What is asked: tokens of the prompt and of the answer.
+    pub fn asking(mut self, prompt_tokens: u32, wished_tokens: u32) -> Self {
+        (self.row.prompt_tokens, self.row.wished_tokens) = (prompt_tokens, wished_tokens);
+        self
+    }
+
+    /// Keeps the text of the answer, see [`take_pieces`](Self::take_pieces).
+    pub fn keeping_text(mut self) -> Self {
+        self.pieces = Some(Vec::new());
+        self
+    }
+
+    /// Whether readers shall hand over the text of the answer.
+    pub fn wants_text(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// Text of one event.
+    pub fn piece(&mut self, text: &str) {
+        self.pieces.iter_mut().for_each(|pieces| pieces.push(text.to_owned()));
+    }
+
+    /// The kept text, one entry for each event.
+    pub fn take_pieces(&mut self) -> Vec<String> {
+        self.pieces.take().unwrap_or_default()
     }
 
     /// A connection was made between `began` and now.
@@ -194,6 +312,11 @@ impl RowBuilder {
     /// Something that belongs to the answer arrived.
     pub fn touch(&mut self, at: Instant) {
         self.row.end_us = self.after_start(at);
+    }
+
+    /// What the server says of its own time.
+    pub fn server_times(&mut self, times: ServerTimes) {
+        self.row.server_ms = Some(times);
     }
 
     /// What the server reports of the prompt.
@@ -260,7 +383,7 @@ mod tests {
 
     fn builder(arrivals: &[(u64, u32, u32)]) -> RowBuilder {
         let start = Instant::now();
-        let mut builder = RowBuilder::new(0, 0, start, start, start, 1);
+        let mut builder = RowBuilder::new(start, start);
         for &(us, events, tokens) in arrivals {
             builder.arrived(start + Duration::from_micros(us), events, tokens);
         }
@@ -274,6 +397,18 @@ mod tests {
         let row = builder.finish(None, Instant::now());
         let expected = [Arrival { at_us: 5, events: 3, tokens: 4 }, Arrival { at_us: 6, events: 1, tokens: 1 }];
         assert_eq!(row.arrivals, expected);
+    }
+
+    #[test]
+    fn rows_are_read_back_as_they_were_written() {
+        let mut builder = builder(&[(5, 1, 1), (6, 2, 3)]);
+        builder.count(4, CountedBy::Server);
+        let mut row = builder.finish(Some(Failure::new(ErrorKind::Status(429), "busy")), Instant::now());
+        row.server_ms = Some(ServerTimes { queue: Some(1.5), ..ServerTimes::default() });
+        let text = serde_json::to_string(&row).expect("rows can be written");
+        assert!(text.contains(r#""arrivals_us":[5,6],"arrival_tokens":[1,3],"arrival_events":[1,2]"#), "{text}");
+        assert!(text.contains(r#""error":{"kind":"status 429","message":"busy"}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Row>(&text).expect("rows can be read"), row);
     }
 
     #[test]

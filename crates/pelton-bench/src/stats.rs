@@ -15,14 +15,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::executor::Run;
 use crate::plan::{BenchPlan, Case, Warmup};
 use crate::recorder::{CountedBy, Part, Row};
 
 /// Quantiles of some values.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Distribution {
     /// Number of values.
     pub count: usize,
@@ -69,7 +69,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// A span of a run and what happened in it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Beginning, in seconds after the beginning of the run.
     pub from_s: f64,
@@ -86,7 +86,7 @@ pub struct Rates {
 }
 
 /// Numbers of requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Started in the whole run.
     pub started: u64,
@@ -111,7 +111,7 @@ pub struct Counts {
 }
 
 /// How well the prompts met their number of tokens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptCheck {
     /// Tokens wished.
     pub wished: u32,
@@ -126,7 +126,7 @@ pub struct PromptCheck {
 }
 
 /// What measuring cost.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientCost {
     /// Share of one processor that the measuring thread used.
     pub busy: f64,
@@ -137,7 +137,7 @@ pub struct ClientCost {
 }
 
 /// What one run showed. Durations are milliseconds.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Requests by fate.
     pub requests: Counts,
@@ -174,7 +174,7 @@ pub struct Summary {
 }
 
 /// Failed requests of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorSummary {
     /// How many.
     pub count: u64,
@@ -228,7 +228,7 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
         failed: part(Part::Measured) - complete.len() as u64,
         dropped: run.dropped_us.len() as u64,
         late: measured().filter(|row| row.late_us() > late_after_us).count() as u64,
-        short: complete.iter().filter(|row| row.output_tokens < plan.workload.output_tokens).count() as u64,
+        short: complete.iter().filter(|row| row.output_tokens < row.wished_tokens).count() as u64,
         counted_by_chunks: complete.iter().filter(|row| row.counted_by == CountedBy::Chunks).count() as u64,
     };
     let mut errors = BTreeMap::new();
@@ -472,7 +472,7 @@ mod tests {
     fn row(index: u64, intended: u64, start: u64, arrivals: &[(u64, u32, u32)], failure: Option<Failure>) -> Row {
         let zero = Instant::now();
         let at = |ms| zero + Duration::from_millis(ms);
-        let mut row = RowBuilder::new(index, 0, zero, at(intended), at(start), 10);
+        let mut row = RowBuilder::new(zero, at(start)).numbered(index, 0, 0).intended(intended * 1000).asking(10, 3);
         for &(ms, events, tokens) in arrivals {
             row.touch(at(start + ms));
             row.arrived(at(start + ms), events, tokens);

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mock::{Act, Mock, Pace, openai_facts, tgi_event, tgi_facts, tgi_stream};
-use pelton_bench::report::Report;
+use pelton_bench::results::Results;
+use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{
     Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Limits, Load, Part, PromptMix, Summary, TargetPlan,
     Warmup, WorkloadPlan,
@@ -48,8 +49,8 @@ fn rate(rate: f64, max_in_flight: usize) -> Load {
     Load::Open { rates: vec![rate], arrival: Arrival::Constant, max_in_flight, late_after: Duration::from_millis(20) }
 }
 
-fn run(plan: &BenchPlan) -> Report {
-    pelton_bench::run(plan, Vec::new(), false).expect("the server answers")
+fn run(plan: &BenchPlan) -> Results {
+    pelton_bench::run(plan, Vec::new(), &mut Blind, &Control::default()).expect("the server answers")
 }
 
 /// How long a test waits for a quiet moment.
@@ -61,7 +62,7 @@ type Metric = fn(&Summary) -> &Option<Distribution>;
 ///
 /// Other work on the machine (and on the machine it is a guest of) delays the server's clock and the reading alike, so it is measured again
 /// until it was quiet enough, for at most [`PATIENCE`].
-fn within_a_millisecond(plan: &BenchPlan, expected: &[(Metric, f64)]) -> Report {
+fn within_a_millisecond(plan: &BenchPlan, expected: &[(Metric, f64)]) -> Results {
     let began = Instant::now();
     let mut report = run(plan);
     loop {
@@ -286,7 +287,7 @@ fn a_server_that_is_not_there_is_an_error_before_the_run() {
     // Nobody listens on this port: it was free and is closed again.
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     gone.target.url = format!("http://{free}");
-    let error = pelton_bench::run(&gone, Vec::new(), false).expect_err("nobody listens");
+    let error = pelton_bench::run(&gone, Vec::new(), &mut Blind, &Control::default()).expect_err("nobody listens");
     assert!(matches!(&error, BenchError::Server(text) if text.starts_with("connect: ")), "{error}");
 }
 
@@ -295,7 +296,7 @@ fn a_server_that_never_answers_is_an_error_before_the_run() {
     let mock = Mock::start(|_| vec![Act::Until(Duration::from_secs(10)), Act::Close]);
     let mut plan = plan(&mock, users(1), 2, 2);
     plan.target.timeout = Duration::from_millis(200);
-    let error = pelton_bench::run(&plan, Vec::new(), false).expect_err("nothing is answered");
+    let error = pelton_bench::run(&plan, Vec::new(), &mut Blind, &Control::default()).expect_err("nothing is answered");
     assert_eq!(error.to_string(), "server: timeout: /info is not answered within 200ms");
 }
 
@@ -311,14 +312,18 @@ fn what_still_runs_after_the_grace_period_is_cut() {
     plan.limits.duration = Duration::from_millis(300);
     plan.limits.grace = Duration::from_millis(200);
     let began = Instant::now();
-    let report = run(&plan);
-    assert!(began.elapsed() < Duration::from_secs(3));
-    let run = &report.runs[0];
-    assert_eq!(run.rows.len(), 3);
-    assert_eq!(run.summary.errors["cut at the end"].count, 3);
-    assert!((run.wall_s - 0.5).abs() < 0.05, "{}", run.wall_s);
-    // Tokens that arrived in the window count although their requests did not end: 3 x (1 + 4) in 0.3 s.
-    assert!((run.summary.rates.output_tokens_per_s - 50.0).abs() < 11.0, "{:?}", run.summary.rates);
+    loop {
+        let report = run(&plan);
+        let run = &report.runs[0];
+        assert_eq!(run.rows.len(), 3);
+        assert_eq!(run.summary.errors["cut at the end"].count, 3);
+        // Tokens that arrived in the window count although their requests did not end: 3 x (1 + 4) in 0.3 s.
+        let rate = run.summary.rates.output_tokens_per_s;
+        if (run.wall_s - 0.5).abs() < 0.05 && (rate - 50.0).abs() < 11.0 {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{} s, {rate} tokens/s", run.wall_s);
+    }
 }
 
 /// A server that stands still for a second. Users of a closed loop meet it once each; arrivals that do not wait show all of it.
@@ -342,7 +347,7 @@ fn a_stall_shows_in_the_open_loop() {
             })
         })
     };
-    let slow = |report: &Report| report.runs[0].rows.iter().filter(|row| row.end_us > 500_000).count();
+    let slow = |report: &Results| report.runs[0].rows.iter().filter(|row| row.end_us > 500_000).count();
     let open = run(&plan(&stalling(), rate(20.0, 100), 40, 2));
     let e2e = open.runs[0].summary.e2e_ms.as_ref().expect("there are values");
     // Arrivals every 50 ms in the second of the stall wait 975, 925, 875 ... ms.
@@ -439,7 +444,7 @@ fn warm_up_and_cool_down_are_marked_and_kept() {
     plan.limits.duration = Duration::from_secs(1);
     plan.warmup = Warmup::Time(Duration::from_millis(210));
     plan.cooldown = Duration::from_millis(190);
-    let parts = |report: &Report| {
+    let parts = |report: &Results| {
         let part = |part| report.runs[0].rows.iter().filter(|row| row.part == part).count();
         (part(Part::Warmup), part(Part::Measured), part(Part::Cooldown))
     };
@@ -473,8 +478,10 @@ fn the_report_is_json_with_every_row_and_no_secret() {
     assert_eq!(row["arrivals_us"].as_array().map(Vec::len), row["arrival_tokens"].as_array().map(Vec::len));
     assert_eq!(json["server"]["info"]["model_id"], "mock");
     assert_eq!(json["plan"]["target"]["headers"], serde_json::json!(["x-team"]));
-    let console = pelton_bench::report::console::Console(&report).to_string();
-    for wanted in ["1 user", "3 measured: 3 complete", "time to first token", "model mock", "40 tokens, all distinct"] {
-        assert!(console.contains(wanted), "{wanted} is not in\n{console}");
-    }
+    let read = Results::read_json(text.as_bytes()).expect("what was written can be read");
+    assert_eq!(read.runs[0].rows, report.runs[0].rows);
+    assert_eq!(read.runs[0].summary, report.runs[0].summary);
+    let newer = text.replacen(r#""format":2"#, r#""format":77"#, 1);
+    let error = Results::read_json(newer.as_bytes()).expect_err("another format");
+    assert!(error.to_string().contains("format 77"), "{error}");
 }

@@ -19,8 +19,9 @@ pub use connection::Connection;
 pub use openai::Lengthening;
 
 use crate::BenchError;
-use crate::plan::{Api, TargetPlan, WorkloadPlan};
+use crate::plan::{Api, TargetPlan};
 use crate::recorder::{CountedBy, ErrorKind, Failure, RowBuilder};
+use crate::workload::Ask;
 
 /// Longest event and longest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -95,28 +96,21 @@ pub struct Client {
     api: Api,
     stream: bool,
     path: &'static str,
-    /// The body; the prompt is set for each request.
+    /// The body without what is set for each request.
     body: Map<String, Value>,
+    extra_body: Map<String, Value>,
 }
 
 impl Client {
-    /// A client that asks for the workload's answers. `model` is used by the OpenAI dialects only.
-    pub fn new(
-        target: Target,
-        plan: &TargetPlan,
-        api: Api,
-        workload: &WorkloadPlan,
-        model: &str,
-        length: Lengthening,
-    ) -> Self {
-        let (path, mut body) = match (api, plan.stream) {
-            (Api::Tgi, true) => ("/generate_stream", tgi::body(workload)),
-            (Api::Tgi, false) => ("/generate", tgi::body(workload)),
-            (Api::Openai, stream) => ("/v1/completions", openai::body(workload, model, stream, length)),
-            (Api::OpenaiChat, stream) => ("/v1/chat/completions", openai::body(workload, model, stream, length)),
+    /// A client of one dialect. `model` is used by the OpenAI dialects only.
+    pub fn new(target: Target, plan: &TargetPlan, api: Api, model: &str, length: Lengthening) -> Self {
+        let (path, body) = match (api, plan.stream) {
+            (Api::Tgi, true) => ("/generate_stream", tgi::body()),
+            (Api::Tgi, false) => ("/generate", tgi::body()),
+            (Api::Openai, stream) => ("/v1/completions", openai::body(model, stream, length)),
+            (Api::OpenaiChat, stream) => ("/v1/chat/completions", openai::body(model, stream, length)),
         };
-        merge(&mut body, &plan.extra_body);
-        Self { target, api, stream: plan.stream, path, body }
+        Self { target, api, stream: plan.stream, path, body, extra_body: plan.extra_body.clone() }
     }
 
     /// Where it sends to.
@@ -124,16 +118,17 @@ impl Client {
         &self.target
     }
 
-    /// The bytes of a request for one prompt.
-    pub fn body(&self, prompt: String) -> Bytes {
+    /// The bytes of a request. A dialect without messages gets their contents as paragraphs; one with them gets a text as one message of
+    /// the user.
+    pub fn body(&self, ask: &Ask) -> Bytes {
         let mut body = self.body.clone();
         match self.api {
-            Api::Tgi => body.insert("inputs".to_owned(), Value::String(prompt)),
-            Api::Openai => body.insert("prompt".to_owned(), Value::String(prompt)),
-            Api::OpenaiChat => {
-                body.insert("messages".to_owned(), serde_json::json!([{ "role": "user", "content": prompt }]))
-            }
-        };
+            Api::Tgi => tgi::set(&mut body, ask),
+            Api::Openai => openai::set_prompt(&mut body, ask),
+            Api::OpenaiChat => openai::set_messages(&mut body, ask),
+        }
+        // What the user adds has the last word.
+        merge(&mut body, &self.extra_body);
         Bytes::from(Value::Object(body).to_string())
     }
 

@@ -8,8 +8,8 @@ use serde::de::{self, Deserializer, IgnoredAny, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::{malformed, server_error};
-use crate::plan::WorkloadPlan;
 use crate::recorder::{CountedBy, Failure, RowBuilder};
+use crate::workload::{Ask, Prompt};
 
 /// How an answer of exactly the wished length is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,23 +22,46 @@ pub enum Lengthening {
     None,
 }
 
-/// The request body without its prompt, which is a string under `prompt` or the content of the one chat message.
-pub fn body(workload: &WorkloadPlan, model: &str, stream: bool, lengthening: Lengthening) -> Map<String, Value> {
+/// The request body without prompt and length.
+pub fn body(model: &str, stream: bool, lengthening: Lengthening) -> Map<String, Value> {
     let mut body = Map::new();
     body.insert("model".to_owned(), json!(model));
-    body.insert("max_tokens".to_owned(), json!(workload.output_tokens));
+    body.insert("max_tokens".to_owned(), Value::Null);
     body.insert("temperature".to_owned(), json!(0.0));
     if lengthening != Lengthening::None {
         body.insert("ignore_eos".to_owned(), json!(true));
     }
     if lengthening == Lengthening::IgnoreEosMinTokens {
-        body.insert("min_tokens".to_owned(), json!(workload.output_tokens));
+        body.insert("min_tokens".to_owned(), Value::Null);
     }
     if stream {
         body.insert("stream".to_owned(), json!(true));
         body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
     }
     body
+}
+
+/// Sets the prompt of a completion, and the length.
+pub fn set_prompt(body: &mut Map<String, Value>, ask: &Ask) {
+    body.insert("prompt".to_owned(), Value::String(ask.prompt.as_text().into_owned()));
+    set_length(body, ask);
+}
+
+/// Sets the messages of a chat, and the length.
+pub fn set_messages(body: &mut Map<String, Value>, ask: &Ask) {
+    let messages = match &ask.prompt {
+        Prompt::Text(text) => json!([{ "role": "user", "content": text }]),
+        Prompt::Messages(messages) => json!(messages),
+    };
+    body.insert("messages".to_owned(), messages);
+    set_length(body, ask);
+}
+
+fn set_length(body: &mut Map<String, Value>, ask: &Ask) {
+    body.insert("max_tokens".to_owned(), json!(ask.output_tokens));
+    if let Some(least) = body.get_mut("min_tokens") {
+        *least = json!(ask.output_tokens);
+    }
 }
 
 /// What is read of one chunk; `null` reads as absent.
@@ -203,7 +226,7 @@ mod tests {
     /// Feeds one event per millisecond.
     fn read(events: &[&str]) -> (Row, bool) {
         let start = Instant::now();
-        let mut row = RowBuilder::new(0, 0, start, start, start, 1);
+        let mut row = RowBuilder::new(start, start);
         let mut reader = StreamReader::default();
         for (n, event) in events.iter().enumerate() {
             reader.event(event, start + Duration::from_millis(n as u64 + 1), &mut row).expect("event is well formed");

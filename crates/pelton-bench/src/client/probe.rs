@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::{Client, Connection, Lengthening, Target, broken, message_of, read_body};
 use crate::BenchError;
-use crate::plan::{Api, BenchPlan, WorkloadPlan};
+use crate::plan::{Api, BenchPlan};
 use crate::recorder::{ErrorKind, Failure, Row, RowBuilder};
+use crate::workload::{Ask, Prompt};
 
 /// Largest answer to a question.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -140,10 +141,10 @@ impl Questions {
         }))
     }
 
-    async fn try_generate(&mut self, client: &Client, prompt: String) -> Row {
+    async fn try_generate(&mut self, client: &Client, ask: &Ask) -> Row {
         let start = Instant::now();
-        let mut row = RowBuilder::new(0, 0, start, start, start, 0);
-        let exchange = client.exchange(&mut self.connection, client.body(prompt), &mut row);
+        let mut row = RowBuilder::new(start, start);
+        let exchange = client.exchange(&mut self.connection, client.body(ask), &mut row);
         let late =
             |_| Failure::new(ErrorKind::Timeout, format!("one token is not generated within {:?}", self.timeout));
         let result = tokio::time::timeout(self.timeout, exchange).await.map_err(late);
@@ -164,11 +165,11 @@ impl Questions {
                 &[Lengthening::IgnoreEosMinTokens, Lengthening::IgnoreEos, Lengthening::None]
             }
         };
-        let workload = WorkloadPlan { output_tokens: 1, ..plan.workload.clone() };
+        let ask = Ask { prompt: Prompt::Text(prompt.to_owned()), prompt_tokens: 0, output_tokens: 1 };
         let mut refused = None;
         for &length in trials {
-            let client = Client::new(self.target.clone(), &plan.target, found.api, &workload, &found.model, length);
-            let row = self.try_generate(&client, prompt.to_owned()).await;
+            let client = Client::new(self.target.clone(), &plan.target, found.api, &found.model, length);
+            let row = self.try_generate(&client, &ask).await;
             match row.failure {
                 None => return Ok((length, row)),
                 // Servers that know no such field may say so.

@@ -8,19 +8,22 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::{malformed, server_error};
-use crate::plan::WorkloadPlan;
 use crate::recorder::{CountedBy, Failure, RowBuilder};
+use crate::workload::Ask;
 
-/// The request body without its prompt, which is a string under `inputs`.
+/// The request body without prompt and length.
 ///
 /// Greedy, as `parameters` without `do_sample` mean. The dialect cannot ask for an answer that goes on after the end of text.
-pub fn body(workload: &WorkloadPlan) -> Map<String, Value> {
-    let Value::Object(body) =
-        json!({ "inputs": "", "parameters": { "max_new_tokens": workload.output_tokens, "details": true } })
-    else {
-        unreachable!("the literal is an object")
-    };
-    body
+pub fn body() -> Map<String, Value> {
+    Map::from_iter([("inputs".to_owned(), Value::Null), ("parameters".to_owned(), json!({ "details": true }))])
+}
+
+/// Sets prompt and length.
+pub fn set(body: &mut Map<String, Value>, ask: &Ask) {
+    body.insert("inputs".to_owned(), Value::String(ask.prompt.as_text().into_owned()));
+    if let Some(Value::Object(parameters)) = body.get_mut("parameters") {
+        parameters.insert("max_new_tokens".to_owned(), json!(ask.output_tokens));
+    }
 }
 
 /// What is read of one streamed event; `null` reads as absent.

@@ -4,102 +4,45 @@ mod engine;
 
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use pelton_bench::report::console::Console;
-use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, PromptMix, TargetPlan, WorkloadPlan};
+use pelton_bench::watch::{Blind, Control, Watch};
+use pelton_live::Line;
+use pelton_report::console::Console;
 
-use crate::args::bench::{BenchArgs, BenchCommand, LoadArgs};
-
-/// Bound in time of a run that is limited by its number of requests.
-const DURATION_WITH_REQUESTS: Duration = Duration::from_secs(3600);
+use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
 
 /// Flags whose values are not written to any file.
 const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
-
-/// Length of a run that is not limited at all.
-const DEFAULT_DURATION: Duration = Duration::from_secs(30);
 
 /// Measures, prints, writes.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
-        None => load_test(args.load),
+        None => load_test(args.test),
     }
 }
 
 /// Measures a server. The exit code is a failure if there is nothing to show.
-fn load_test(args: LoadArgs) -> anyhow::Result<ExitCode> {
+fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     // Opened before the run: a wrong path shall not cost a measurement.
-    let output = match &args.output {
+    let output = match &args.output.output {
         Some(path) => {
             let file = std::fs::File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
             Some((path.clone(), BufWriter::new(file)))
         }
         None => None,
     };
-    let show_progress = !args.quiet;
-    let plan = plan(args);
-    let report = pelton_bench::run(&plan, command(std::env::args()), show_progress)?;
+    let mut watch: Box<dyn Watch> = if args.output.quiet { Box::new(Blind) } else { Box::new(Line::new()) };
+    let plan = args.plan();
+    let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &Control::default())?;
     // A reader that has seen enough (`| head`) is no error.
-    let _ = write!(std::io::stdout().lock(), "{}", Console(&report));
+    let _ = write!(std::io::stdout().lock(), "{}", Console(&results));
     if let Some((path, mut file)) = output {
-        report.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
+        results.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    Ok(if report.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn plan(args: LoadArgs) -> BenchPlan {
-    let default_duration = if args.requests.is_some() { DURATION_WITH_REQUESTS } else { DEFAULT_DURATION };
-    let load = if args.rate.is_empty() {
-        Load::Closed { users: args.users }
-    } else {
-        Load::Open {
-            rates: args.rate,
-            arrival: args.arrival.into(),
-            max_in_flight: args.max_in_flight,
-            late_after: args.late_after,
-        }
-    };
-    let prompts = match (args.same_prompt, args.shared_prefix) {
-        (true, _) => PromptMix::Same,
-        (false, Some(tokens)) => PromptMix::SharedPrefix(tokens),
-        (false, None) => PromptMix::Distinct,
-    };
-    BenchPlan {
-        target: TargetPlan {
-            url: args.url,
-            api: args.api.map(Into::into),
-            model: args.model,
-            stream: !args.no_stream,
-            api_key: args.api_key,
-            headers: args.header.into_iter().collect(),
-            extra_body: args.extra_body.unwrap_or_default(),
-            timeout: args.timeout,
-        },
-        workload: WorkloadPlan {
-            input_tokens: args.input_tokens,
-            output_tokens: args.output_tokens,
-            prompts,
-            seed: args.seed.unwrap_or_else(new_seed),
-            tokenizer: args.tokenizer,
-        },
-        load,
-        limits: Limits {
-            duration: args.duration.unwrap_or(default_duration),
-            requests: args.requests.unwrap_or(MAX_REQUESTS),
-            grace: args.grace,
-        },
-        warmup: args.warmup,
-        cooldown: args.cooldown,
-    }
-}
-
-/// Short enough to be typed again.
-fn new_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
+    Ok(if results.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Seconds since 1970-01-01 UTC.

@@ -3,13 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Report, RunReport, TokenSource};
-use crate::plan::{PromptMix, Warmup};
-use crate::stats::Distribution;
+use pelton_bench::results::{Results, RunResult, TokenSource};
+use pelton_bench::{Distribution, PromptMix, Warmup};
 
-/// Prints a report.
+/// Prints results.
 #[derive(Debug)]
-pub struct Console<'a>(pub &'a Report);
+pub struct Console<'a>(pub &'a Results);
 
 impl fmt::Display for Console<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -27,7 +26,7 @@ impl fmt::Display for Console<'_> {
     }
 }
 
-fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+fn head(f: &mut fmt::Formatter<'_>, report: &Results) -> fmt::Result {
     let (plan, server) = (&report.plan, &report.server);
     let model = server.info.get("model_id").and_then(|id| id.as_str()).unwrap_or(&server.model);
     let way = if plan.target.stream { "streamed" } else { "not streamed" };
@@ -57,7 +56,7 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     writeln!(f, "left out {warmup}, {cooldown}")
 }
 
-fn one_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
+fn one_run(f: &mut fmt::Formatter<'_>, run: &RunResult) -> fmt::Result {
     let (summary, requests) = (&run.summary, &run.summary.requests);
     let title = format!("-- {}, {:.1} s ", run.case, run.wall_s);
     writeln!(f, "{title:-<94}")?;
@@ -141,7 +140,7 @@ fn one_run(f: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
 }
 
 /// One line for each run.
-fn comparison(f: &mut fmt::Formatter<'_>, runs: &[RunReport]) -> fmt::Result {
+fn comparison(f: &mut fmt::Formatter<'_>, runs: &[RunResult]) -> fmt::Result {
     writeln!(
         f,
         "{:<22}{:>9}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}",

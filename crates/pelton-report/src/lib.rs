@@ -1,0 +1,6 @@
+//! Stored load tests ([`Results`](pelton_bench::results::Results)) told to people and programs: text for a terminal.
+//!
+//! It measures nothing: every number comes from the results, so a report can be made again at any time, and in another form.
+#![forbid(unsafe_code)]
+
+pub mod console;
