@@ -9,6 +9,7 @@ mod arrival;
 mod client;
 mod executor;
 mod machine;
+mod metric;
 mod plan;
 mod recorder;
 pub mod results;
@@ -23,6 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use arrival::Arrival;
 pub use machine::Machine;
+pub use metric::Metric;
 pub use plan::{
     Api, BenchPlan, Case, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, PromptMix, TargetPlan, Warmup,
     WorkloadPlan,
