@@ -126,6 +126,7 @@ async fn measure(
     }
     let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
     let client = Rc::new(client);
+    let launch_arguments = questions.launch_arguments().await?;
     let began_unix_s = unix_now();
 
     let mut runs = Vec::new();
@@ -172,6 +173,7 @@ async fn measure(
             ignores_end_of_text: lengthening != Lengthening::None,
             model: found.model,
             info: found.info,
+            launch_arguments,
         },
         prompts: PromptMaking { counted_by, overhead: words.overhead() },
         runs,

@@ -9,3 +9,4 @@ mod numbers;
 mod report;
 
 pub use report::{Level, LoadKind, Report, Test, Told};
+pub mod recipes;
