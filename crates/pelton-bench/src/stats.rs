@@ -198,7 +198,7 @@ impl Row {
         self.start_us + u64::from(self.end_us)
     }
 
-    fn late_us(&self) -> u64 {
+    pub(crate) fn late_us(&self) -> u64 {
         self.start_us - self.intended_us
     }
 }
@@ -311,7 +311,7 @@ fn rates(rows: &[Row], window: Window) -> Rates {
 }
 
 /// Appends the gaps of one answer, in milliseconds.
-fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
+pub(crate) fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     let (mut last_token_us, mut last_event_us) = (None, None);
     for arrival in &row.arrivals {
         let at = u64::from(arrival.at_us);
@@ -329,7 +329,8 @@ fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     }
 }
 
-fn tpot(row: &Row) -> Option<f64> {
+/// Time per output token after the first, in milliseconds.
+pub(crate) fn tpot(row: &Row) -> Option<f64> {
     let span = row.arrivals.last()?.at_us - row.arrivals.first()?.at_us;
     (row.output_tokens > 1 && row.arrivals.len() > 1).then(|| ms(span.into()) / f64::from(row.output_tokens - 1))
 }

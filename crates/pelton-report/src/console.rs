@@ -6,6 +6,8 @@ use std::time::Duration;
 use pelton_bench::results::{Results, RunResult, TokenSource};
 use pelton_bench::{Distribution, Warmup};
 
+use crate::numbers::number;
+
 /// Prints results.
 #[derive(Debug)]
 pub struct Console<'a>(pub &'a Results);
@@ -164,14 +166,4 @@ fn comparison(f: &mut fmt::Formatter<'_>, runs: &[RunResult]) -> fmt::Result {
         )?;
     }
     Ok(())
-}
-
-/// Four significant digits or the whole number, whichever is more.
-fn number(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.3}"),
-        v if v < 100.0 => format!("{v:.2}"),
-        v if v < 1000.0 => format!("{v:.1}"),
-        v => format!("{v:.0}"),
-    }
 }
