@@ -33,7 +33,8 @@ pub use metric::Metric;
 pub use plan::{
     Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Goals, KeepRows, Lengths, Limits, Load,
     MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds, PromptMix, Scale,
-    SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, WorkloadPlan,
+    SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, Waves,
+    WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
