@@ -36,6 +36,7 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Results) -> fmt::Result {
     let counted = match report.prompts.counted_by {
         TokenSource::Tokenizer => "counted by the tokenizer given",
         TokenSource::Server => "counted by the server",
+        TokenSource::Usage => "counted by the server's reports of some prompts before the run",
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
     let workload = &plan.workload;

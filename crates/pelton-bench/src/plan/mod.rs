@@ -18,8 +18,8 @@ pub use load::{Case, Load, OpenBounds, Stage, Starts, Users, Waves};
 pub use scale::{KeepRows, Scale, Shard};
 pub use target::{Api, TargetPlan};
 pub use workload::{
-    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix, Source, ThinkTime,
-    WorkloadPlan,
+    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
+    Source, ThinkTime, WorkloadPlan,
 };
 
 /// Most requests of one run: the start times and rows of a run are kept in memory.
