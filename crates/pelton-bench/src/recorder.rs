@@ -133,6 +133,8 @@ pub struct Row {
     pub connect_us: Option<u32>,
     /// First byte of the answer's head.
     pub first_byte_us: Option<u32>,
+    /// First event of a streamed answer, whatever it holds: a role, a comment of usage, text.
+    pub first_event_us: Option<u32>,
     /// The last byte that belongs to the answer, or the moment of failure.
     pub end_us: u32,
     /// When tokens arrived; one entry for an answer that is not streamed.
@@ -247,6 +249,7 @@ impl RowBuilder {
             start_us,
             connect_us: None,
             first_byte_us: None,
+            first_event_us: None,
             end_us: 0,
             arrivals: Vec::new(),
             prompt_tokens: 0,
@@ -345,6 +348,7 @@ impl RowBuilder {
     /// Something that belongs to the answer arrived.
     pub fn touch(&mut self, at: Instant) {
         self.row.end_us = self.after_start(at);
+        self.row.first_event_us.get_or_insert(self.row.end_us);
     }
 
     /// What the server says of its own time.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pelton_bench::results::{Results, TokenSource};
-use pelton_bench::{PromptMix, Warmup};
+use pelton_bench::Warmup;
 
 use crate::numbers::utc;
 use crate::report::Test;
@@ -18,11 +18,8 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
         TokenSource::Server => "counted by the server",
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
-    let mix = match plan.workload.prompts {
-        PromptMix::Distinct => "all distinct".to_owned(),
-        PromptMix::SharedPrefix(shared) => format!("the first {shared} shared"),
-        PromptMix::Same => "all the same".to_owned(),
-    };
+    let workload = &plan.workload;
+    let (input, output) = (workload.input(), workload.output());
     let length = if server.ignores_end_of_text { "end of text ignored" } else { "may end earlier" };
     let warmup = match plan.warmup {
         Warmup::Time(Duration::ZERO) | Warmup::Requests(0) => "no warm-up".to_owned(),
@@ -35,8 +32,8 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
     };
     vec![
         ("server", format!("{} ({}, {way}), model {model}", plan.target.url, server.api.name())),
-        ("prompts", format!("{} tokens, {mix}, {counted}; seed {}", plan.workload.input_tokens, plan.workload.seed)),
-        ("answers", format!("{} tokens, {length}", plan.workload.output_tokens)),
+        ("prompts", format!("{input} tokens, {}, {counted}; seed {}", workload.prompts, workload.seed)),
+        ("answers", format!("{output} tokens, {length}")),
         ("left out", format!("{warmup}, {cooldown}")),
     ]
 }

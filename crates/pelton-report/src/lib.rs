@@ -12,6 +12,7 @@ mod facts;
 mod html;
 mod markdown;
 mod numbers;
+pub mod recipes;
 mod report;
 pub mod sheet;
 mod tables;
