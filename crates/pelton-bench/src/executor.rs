@@ -44,6 +44,8 @@ pub struct Run {
     pub dropped_us: Vec<u64>,
     /// Time at which starting stopped because the duration was over or the user interrupted; `None` if all requests were started.
     pub stopped_us: Option<u64>,
+    /// When it began: times of rows count from here.
+    pub began: Instant,
     /// Length of the whole run.
     pub wall: Duration,
     /// Processor time of the measuring thread; `None` where the system does not tell.
@@ -107,6 +109,9 @@ impl Shared {
             let mut row = RowBuilder::new(self.began, start)
                 .numbered(index, turn, user)
                 .asking(ask.prompt_tokens, ask.output_tokens);
+            if session.wants_answer() {
+                row = row.keeping_text();
+            }
             if let Some(intended) = intended.filter(|_| turn == 0) {
                 row = row.intended(intended.saturating_duration_since(self.began).as_micros() as u64);
             }
@@ -122,6 +127,7 @@ impl Shared {
                 }
             };
             let is_well = failure.is_none();
+            let answer = row.take_pieces().concat();
             let row = row.finish(failure, Instant::now());
             let counter = if is_well { &self.live.done } else { &self.live.failed };
             counter.set(counter.get() + 1);
@@ -129,6 +135,15 @@ impl Shared {
             self.rows.borrow_mut().push(row);
             if !is_well {
                 return false;
+            }
+            if session.wants_answer() {
+                session.answered(answer);
+                let mut phase = self.phase.clone();
+                let ends = phase.wait_for(|phase| *phase > Phase::Running);
+                // Who still thinks when the run ends says nothing more.
+                if tokio::time::timeout(session.pause(), ends).await.is_ok() {
+                    return true;
+                }
             }
             turn += 1;
         }
@@ -214,7 +229,9 @@ pub async fn run(
     let client_time = before.zip(ThreadTime::now()).map(|(before, after)| after.since(before));
     let mut rows = shared.rows.take();
     rows.sort_unstable_by_key(|row| (row.index, row.turn));
-    let all_started = rows.len() as u64 + dropped_us.len() as u64 == limits.requests;
+    // Further turns of a conversation are no starts.
+    let num_started = rows.iter().filter(|row| row.turn == 0).count() as u64;
+    let all_started = num_started + dropped_us.len() as u64 == limits.requests;
     let stopped = ending.stopped.filter(|_| !all_started || ending.interrupted);
     // The open loop's schedule may end before the duration does: the load then ends with the duration all the same.
     let stopped = stopped.or((!all_started).then_some(limits.duration));
@@ -222,6 +239,7 @@ pub async fn run(
         rows,
         dropped_us,
         stopped_us: stopped.map(|at| at.as_micros() as u64),
+        began,
         wall,
         client: client_time,
         interrupted: ending.interrupted,

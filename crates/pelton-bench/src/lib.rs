@@ -26,8 +26,9 @@ pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
 pub use plan::{
-    Api, BenchPlan, Case, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, PromptMix, TargetPlan, Warmup,
-    WorkloadPlan,
+    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Lengths, Limits, Load, MAX_DURATION,
+    MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, PromptMix, Shape, Source, TargetPlan, ThinkTime,
+    Warmup, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -39,7 +40,8 @@ use results::{PromptMaking, Results, RunResult, Server, TokenSource};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Local, Remote};
-use workload::synthetic::{Prompts, Words};
+use workload::synthetic::Words;
+pub use workload::trace::TraceEntry;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +128,8 @@ async fn measure(
     }
     let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
     let client = Rc::new(client);
+    let launch_arguments = questions.launch_arguments().await?;
+    let workload = Workload::prepare(&plan.workload, &words)?;
     let began_unix_s = unix_now();
 
     let mut runs = Vec::new();
@@ -133,14 +137,12 @@ async fn measure(
     let of = cases.len();
     for (n, case) in cases.into_iter().enumerate() {
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
-        let workload = WorkloadPlan { seed: plan.workload.seed.wrapping_add(n as u64), ..plan.workload.clone() };
-        let prompts = Prompts::new(&words, &workload)?;
-        let asked = Rc::new(Workload::synthetic(prompts, workload.output_tokens));
+        let seed = plan.workload.seed.wrapping_add(n as u64);
+        let asked = Rc::new(workload.reseeded(seed));
         watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
         let began_unix_s = unix_now();
         let timeout = plan.target.timeout;
-        let result =
-            executor::run(case, Rc::clone(&client), asked, workload.seed, timeout, &plan.limits, watch, control).await;
+        let result = executor::run(case, Rc::clone(&client), asked, seed, timeout, &plan.limits, watch, control).await;
         let mut run = result?;
         let summary = stats::summarise(plan, &case, &mut run);
         let interrupted = run.interrupted;
@@ -172,6 +174,7 @@ async fn measure(
             ignores_end_of_text: lengthening != Lengthening::None,
             model: found.model,
             info: found.info,
+            launch_arguments,
         },
         prompts: PromptMaking { counted_by, overhead: words.overhead() },
         runs,

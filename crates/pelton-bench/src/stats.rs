@@ -113,12 +113,16 @@ pub struct Counts {
 /// How well the prompts met their number of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptCheck {
-    /// Tokens wished.
-    pub wished: u32,
-    /// Answers in which the server said how many there were.
+    /// Answers in which the server said how many there were, of requests whose prompts were made to have a certain number.
     pub reported: u64,
     /// Of these, with exactly as many as wished.
     pub exact: u64,
+    /// Fewest wished.
+    pub wished_min: u32,
+    /// Most wished.
+    pub wished_max: u32,
+    /// Largest difference between wished and reported.
+    pub max_off: u32,
     /// Fewest reported.
     pub min: u32,
     /// Most reported.
@@ -194,7 +198,7 @@ impl Row {
         self.start_us + u64::from(self.end_us)
     }
 
-    fn late_us(&self) -> u64 {
+    pub(crate) fn late_us(&self) -> u64 {
         self.start_us - self.intended_us
     }
 }
@@ -261,11 +265,11 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
         service_e2e_ms: of(&service_e2e).filter(|_| is_open),
         lateness_ms: Distribution::of(measured().map(late).collect()).filter(|_| is_open),
         output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
-        prompts: check_prompts(run.rows.iter(), plan.workload.input_tokens),
+        prompts: check_prompts(run.rows.iter()),
         client: client_cost(run),
         notes: Vec::new(),
     };
-    summary.notes = notes(plan, case, run, &summary);
+    summary.notes = notes(case, run, &summary);
     summary
 }
 
@@ -307,7 +311,7 @@ fn rates(rows: &[Row], window: Window) -> Rates {
 }
 
 /// Appends the gaps of one answer, in milliseconds.
-fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
+pub(crate) fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     let (mut last_token_us, mut last_event_us) = (None, None);
     for arrival in &row.arrivals {
         let at = u64::from(arrival.at_us);
@@ -325,19 +329,26 @@ fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     }
 }
 
-fn tpot(row: &Row) -> Option<f64> {
+/// Time per output token after the first, in milliseconds.
+pub(crate) fn tpot(row: &Row) -> Option<f64> {
     let span = row.arrivals.last()?.at_us - row.arrivals.first()?.at_us;
     (row.output_tokens > 1 && row.arrivals.len() > 1).then(|| ms(span.into()) / f64::from(row.output_tokens - 1))
 }
 
-fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>, wished: u32) -> Option<PromptCheck> {
-    let reported: Vec<u32> = rows.filter_map(|row| row.prompt_tokens_reported).collect();
+fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck> {
+    let counted = rows.filter(|row| row.prompt_tokens > 0);
+    let pairs: Vec<(u32, u32)> =
+        counted.filter_map(|row| Some((row.prompt_tokens, row.prompt_tokens_reported?))).collect();
+    let wished = || pairs.iter().map(|pair| pair.0);
+    let reported = || pairs.iter().map(|pair| pair.1);
     Some(PromptCheck {
-        wished,
-        reported: reported.len() as u64,
-        exact: reported.iter().filter(|&&tokens| tokens == wished).count() as u64,
-        min: *reported.iter().min()?,
-        max: *reported.iter().max()?,
+        reported: pairs.len() as u64,
+        exact: pairs.iter().filter(|(wished, reported)| wished == reported).count() as u64,
+        wished_min: wished().min()?,
+        wished_max: wished().max()?,
+        max_off: pairs.iter().map(|(wished, reported)| wished.abs_diff(*reported)).max()?,
+        min: reported().min()?,
+        max: reported().max()?,
     })
 }
 
@@ -359,7 +370,7 @@ const BUSY_LIMIT: f64 = 0.8;
 /// Above this share of waiting the machine has too few processors for client and server together.
 const WAITING_LIMIT: f64 = 0.05;
 
-fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
+fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
     let mut notes = Vec::new();
     let requests = &summary.requests;
     if run.interrupted {
@@ -375,26 +386,26 @@ fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<Str
         ));
     }
     if requests.short > 0 {
-        let (n, of, wished) = (requests.short, requests.complete, plan.workload.output_tokens);
+        let (n, of) = (requests.short, requests.complete);
         let reasons: BTreeMap<&str, ()> = run
             .rows
             .iter()
-            .filter(|row| row.part == Part::Measured && row.output_tokens < wished)
+            .filter(|row| row.part == Part::Measured && row.output_tokens < row.wished_tokens)
             .filter_map(|row| Some((row.finish_reason.as_deref()?, ())))
             .collect();
         let reasons = reasons.into_keys().collect::<Vec<_>>().join(", ");
         notes.push(format!(
-            "{n} of {of} answers ended before {wished} tokens (finish reason: {reasons}); compare servers only at equal lengths"
+            "{n} of {of} answers ended before they had the wished tokens (finish reason: {reasons}); compare servers only at equal lengths"
         ));
     }
     match &summary.prompts {
         Some(check) if check.exact < check.reported => notes.push(format!(
-            "{} of {} prompts had another length than {} tokens: the server counted {} to {}",
+            "{} of {} prompts had another length than wished ({} tokens): the server counted {}, at most {} off",
             check.reported - check.exact,
             check.reported,
-            check.wished,
-            check.min,
-            check.max
+            range(check.wished_min, check.wished_max),
+            range(check.min, check.max),
+            check.max_off
         )),
         None if requests.complete > 0 => {
             notes.push("the server does not report prompt tokens: their number is unchecked".to_owned())
@@ -431,6 +442,10 @@ fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<Str
     notes
 }
 
+fn range(from: u32, to: u32) -> String {
+    if from == to { from.to_string() } else { format!("{from} to {to}") }
+}
+
 fn ms(us: u64) -> f64 {
     us as f64 / 1e3
 }
@@ -438,7 +453,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Limits, Load, PromptMix, TargetPlan, WorkloadPlan};
+    use crate::plan::{Limits, Load, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -454,13 +469,7 @@ mod tests {
                 extra_body: serde_json::Map::new(),
                 timeout: Duration::from_secs(1),
             },
-            workload: WorkloadPlan {
-                input_tokens: 10,
-                output_tokens: 3,
-                prompts: PromptMix::Distinct,
-                seed: 0,
-                tokenizer: None,
-            },
+            workload: WorkloadPlan::synthetic(10, 3, 0),
             load: Load::Closed { users: vec![1] },
             limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
             warmup: Warmup::Time(Duration::ZERO),
@@ -488,6 +497,7 @@ mod tests {
             rows,
             dropped_us: Vec::new(),
             stopped_us,
+            began: Instant::now(),
             wall: Duration::from_secs(10),
             client: None,
             interrupted: false,
