@@ -15,4 +15,4 @@ mod web;
 
 pub use line::Line;
 pub use terminal::{TerminalError, TerminalView};
-pub use web::{Download, Form, Ordered, WebError, WebPage};
+pub use web::{Download, Form, WebError, WebPage};

@@ -1,10 +1,11 @@
 //! What a run tells, made small and handed to another thread, without ever making the measuring thread wait.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
-use pelton_bench::results::RunResult;
+use pelton_bench::results::{Results, RunResult};
 use pelton_bench::watch::{Moment, Sight, Watch};
 use pelton_bench::{Case, Distribution, ErrorKind, Limits, Row, TokenArrival};
 use serde::Serialize;
@@ -22,6 +23,10 @@ pub(crate) enum Look {
     Begins(Box<Begins>),
     Moment(Moment, Ended),
     Ends(Box<Done>),
+    /// All runs of a load test are over, or why there were none.
+    Over(Result<Arc<Results>, String>),
+    /// There is nothing more to see.
+    Leave,
 }
 
 /// A run that begins.

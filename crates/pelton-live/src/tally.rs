@@ -164,6 +164,7 @@ impl Tally {
                 }
                 self.done.push_back(*done);
             }
+            Look::Over(_) | Look::Leave => self.preparing = None,
         }
         true
     }

@@ -40,10 +40,8 @@ pub(crate) struct Choices {
 /// What a key asks of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deed {
-    /// End: what runs has its grace.
-    Stop,
-    /// End: what runs is cut.
-    Cut,
+    /// The first time what runs has its grace, the second time it is cut.
+    End,
     MoreUsers,
     FewerUsers,
 }
@@ -71,7 +69,8 @@ impl Choices {
     }
 
     fn end(&mut self) -> Deed {
-        if std::mem::replace(&mut self.is_ending, true) { Deed::Cut } else { Deed::Stop }
+        self.is_ending = true;
+        Deed::End
     }
 }
 
@@ -81,7 +80,7 @@ pub(crate) fn stepped(users: usize, deed: Deed) -> usize {
     match deed {
         Deed::MoreUsers => users + step,
         Deed::FewerUsers => users.saturating_sub(step).max(1),
-        Deed::Stop | Deed::Cut => users,
+        Deed::End => users,
     }
 }
 
@@ -94,12 +93,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_end_is_gentle_and_the_second_cuts() {
+    fn q_and_the_interrupt_end() {
         let mut choices = Choices::default();
-        assert_eq!(press(&mut choices, KeyCode::Char('q')), Some(Deed::Stop));
-        assert_eq!(choices.press(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Deed::Cut));
         // A letter alone is no interrupt.
-        assert_eq!(press(&mut choices, KeyCode::Char('c')), None);
+        assert_eq!((press(&mut choices, KeyCode::Char('c')), choices.is_ending), (None, false));
+        assert_eq!((press(&mut choices, KeyCode::Char('q')), choices.is_ending), (Some(Deed::End), true));
+        assert_eq!(choices.press(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Deed::End));
     }
 
     #[test]

@@ -123,8 +123,7 @@ fn show<B: Backend>(
 
 fn press(key: KeyEvent, choices: &mut Choices, tally: &Tally, control: &Control) {
     match choices.press(key) {
-        Some(Deed::Stop) => control.stop(),
-        Some(Deed::Cut) => control.cut(),
+        Some(Deed::End) => control.stop(),
         Some(deed @ (Deed::MoreUsers | Deed::FewerUsers)) => {
             if let Some(run) = tally.run.as_ref().filter(|run| run.begins.is_steered)
                 && let Some(users) = run.now.users

@@ -13,9 +13,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pelton_bench::BenchPlan;
 use pelton_bench::results::Results;
-use pelton_bench::watch::{Control, Watch};
+use pelton_bench::{BenchError, BenchPlan};
 use tokio::sync::oneshot;
 
 use crate::looks::{self, Look, Looker};
@@ -52,20 +51,10 @@ pub enum WebError {
 pub struct WebPage {
     address: SocketAddr,
     shared: Arc<Shared>,
-    looks: Option<SyncSender<Look>>,
+    looks: SyncSender<Look>,
     /// Dropped, it ends the server.
     end: Option<oneshot::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// One run as the page ordered it.
-pub struct Ordered<'a> {
-    /// What shall be measured.
-    pub plan: BenchPlan,
-    /// Must see the run.
-    pub watch: Box<dyn Watch + 'a>,
-    /// Must steer the run.
-    pub control: Control,
 }
 
 impl WebPage {
@@ -104,7 +93,7 @@ impl WebPage {
         let of_numbers = Arc::clone(&shared);
         let counting = thread("live-numbers").spawn(move || count(&seen, &of_numbers));
         let threads = vec![serving.map_err(WebError::Thread)?, counting.map_err(WebError::Thread)?];
-        Ok(Self { address: bound, shared, looks: Some(looks), end: Some(end), threads })
+        Ok(Self { address: bound, shared, looks, end: Some(end), threads })
     }
 
     /// Where it is served.
@@ -112,16 +101,16 @@ impl WebPage {
         self.address
     }
 
-    /// Waits until someone starts a run, which is `plan` with another load. `None` after an interrupt: the process shall end.
-    pub fn wait(&self, plan: &BenchPlan) -> Option<Ordered<'_>> {
-        let (order, control) = self.shared.wait_for_order()?;
-        let looks = self.looks.clone()?;
-        Some(Ordered { plan: order.plan(plan), watch: Box::new(Looker::new(looks)), control })
-    }
-
-    /// The run that [`wait`](Self::wait) gave is over: what it left behind, for the downloads, or why there was none.
-    pub fn over(&self, result: Result<Arc<Results>, String>) {
-        self.shared.over(result);
+    /// Runs what the page orders, one run after another, on the calling thread: `plan` with another load. After an interrupt, or
+    /// [`leave`](Self::leave), it returns. `command` is stored in results; `told` hears what each run left behind, or why there was none.
+    pub fn run(&self, plan: &BenchPlan, command: &[String], told: &mut dyn FnMut(Result<&Results, &BenchError>)) {
+        while let Some((order, control)) = self.shared.wait_for_order() {
+            let mut looker = Looker::new(self.looks.clone());
+            let result = pelton_bench::run(&order.plan(plan), command.to_vec(), &mut looker, &control).map(Arc::new);
+            told(result.as_deref());
+            // Behind all looks of the run.
+            let _ = self.looks.send(Look::Over(result.map_err(|error| error.to_string())));
+        }
     }
 
     /// Ends waiting, and the run that goes on.
@@ -134,7 +123,8 @@ impl Drop for WebPage {
     fn drop(&mut self) {
         self.shared.leave();
         drop(self.end.take());
-        drop(self.looks.take());
+        // Ends the thread of the numbers, of whose line this is one end.
+        let _ = self.looks.send(Look::Leave);
         for thread in self.threads.drain(..) {
             // A panic of the thread has been told by the hook.
             let _ = thread.join();
@@ -163,6 +153,8 @@ async fn leave_at_interrupt(shared: &Shared) {
 fn count(looks: &Receiver<Look>, shared: &Shared) {
     loop {
         match looks.recv_timeout(STEP) {
+            Ok(Look::Leave) => return,
+            Ok(Look::Over(result)) => shared.over(result),
             Ok(look) => shared.look(Some(look)),
             Err(RecvTimeoutError::Timeout) => shared.look(None),
             Err(RecvTimeoutError::Disconnected) => return,

@@ -204,7 +204,7 @@ mod tests {
     fn each_refusal_names_its_field() {
         for (body, field, word) in [
             ("{}", "users", "is missing"),
-            ("[]", "", "users"),
+            ("[]", "", "struct Start"),
             ("nonsense", "", "expected"),
             (r#"{"users": 5} {}"#, "", "trailing"),
             (r#"{"users": "five"}"#, "users", "usize"),
