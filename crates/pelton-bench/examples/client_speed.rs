@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{Api, BenchPlan, Limits, Load, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, Scale, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
 const EVENTS: usize = 2000;
@@ -44,10 +44,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             timeout: Duration::from_secs(60),
         },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
-        load: Load::Closed { users: vec![users] },
+        load: Load::users([users]),
         limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
         warmup: Warmup::Time(Duration::from_secs(1)),
         cooldown: Duration::ZERO,
+        goals: Goals::default(),
+        scale: Scale::default(),
     };
     let results = pelton_bench::run(&plan, Vec::new(), &mut Blind, &Control::default())?;
     let summary = &results.runs[0].summary;

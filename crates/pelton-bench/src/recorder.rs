@@ -1,5 +1,7 @@
 //! Raw rows: what happened to each request, nothing computed from it yet.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -218,6 +220,8 @@ pub struct RowBuilder {
     start: Instant,
     /// The answer's words, if anyone wants them.
     words: Option<Words>,
+    /// Where tokens are counted as they arrive, and how many of this request it holds.
+    live: Option<(Rc<Cell<u64>>, u64)>,
 }
 
 /// The text of an answer. One string and positions in it: a string for each token would take several times the memory.
@@ -263,7 +267,7 @@ impl RowBuilder {
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start, words: None }
+        Self { row, start, words: None, live: None }
     }
 
     /// Which request of the run it is.
@@ -281,6 +285,12 @@ impl RowBuilder {
     /// What is asked: tokens of the prompt and of the answer.
     pub fn asking(mut self, prompt_tokens: u32, wished_tokens: u32) -> Self {
         (self.row.prompt_tokens, self.row.wished_tokens) = (prompt_tokens, wished_tokens);
+        self
+    }
+
+    /// Adds tokens to `total` as they arrive; what the server counts in the end corrects it.
+    pub fn counting(mut self, total: Rc<Cell<u64>>) -> Self {
+        self.live = Some((total, 0));
         self
     }
 
@@ -336,6 +346,10 @@ impl RowBuilder {
     /// `events` with text arrived, holding `tokens`. Events of one read join.
     pub fn arrived(&mut self, at: Instant, events: u32, tokens: u32) {
         let at_us = self.after_start(at);
+        if let Some((total, mine)) = &mut self.live {
+            *mine += u64::from(tokens);
+            total.set(total.get() + u64::from(tokens));
+        }
         match self.row.arrivals.last_mut() {
             Some(last) if last.at_us == at_us => {
                 last.events = last.events.saturating_add(events);
@@ -401,6 +415,9 @@ impl RowBuilder {
             }
         }
         self.row.failure = failure;
+        if let Some((total, mine)) = self.live {
+            total.set((total.get() + u64::from(self.row.output_tokens)).saturating_sub(mine));
+        }
         self.row
     }
 
