@@ -18,7 +18,8 @@ pub fn json(report: &Report) -> Result<String, serde_json::Error> {
         let mut object = Map::new();
         object.insert("name".to_owned(), json!(test.name));
         // Without rows first: they may be many, and would be turned into values just to be thrown away.
-        let bare = Results { runs: test.results.runs.iter().map(without_rows).collect(), ..without_runs(&test.results) };
+        let bare =
+            Results { runs: test.results.runs.iter().map(without_rows).collect(), ..without_runs(&test.results) };
         if let Value::Object(stored) = serde_json::to_value(&bare)? {
             object.extend(stored);
         }
@@ -39,13 +40,15 @@ pub fn json(report: &Report) -> Result<String, serde_json::Error> {
 }
 
 fn without_rows(run: &RunResult) -> RunResult {
-    let RunResult { case, repeat, began_unix_s, wall_s, .. } = *run;
+    let RunResult { repeat, began_unix_s, wall_s, .. } = *run;
     RunResult {
-        case,
+        case: run.case.clone(),
         repeat,
         began_unix_s,
         wall_s,
         summary: run.summary.clone(),
+        verdicts: run.verdicts.clone(),
+        histograms: None,
         server_metrics: run.server_metrics.clone(),
         dropped_us: Vec::new(),
         rows: Vec::new(),
@@ -60,6 +63,8 @@ fn without_runs(results: &Results) -> Results {
         server: results.server.clone(),
         prompts: results.prompts.clone(),
         pelton_version: results.pelton_version.clone(),
+        estimates: results.estimates.clone(),
+        search: results.search.clone(),
         runs: Vec::new(),
         ..*results
     }

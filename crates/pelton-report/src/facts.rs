@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pelton_bench::results::{Results, TokenSource};
 use pelton_bench::Warmup;
+use pelton_bench::results::{Results, TokenSource};
 
 use crate::numbers::utc;
 use crate::report::Test;
@@ -16,6 +16,7 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
     let counted = match results.prompts.counted_by {
         TokenSource::Tokenizer => "counted by the tokenizer given",
         TokenSource::Server => "counted by the server",
+        TokenSource::Usage => "counted by the answers to a few requests before the run",
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
     let workload = &plan.workload;

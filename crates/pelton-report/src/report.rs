@@ -165,8 +165,10 @@ impl Told<'_> {
 
 /// Where a load stands among others.
 pub(crate) fn level(case: &Case) -> Option<(LoadKind, f64)> {
+    let (_, level) = case.level()?;
     match case {
-        Case::Closed { users } => Some((LoadKind::Users, *users as f64)),
-        Case::Open { rate, .. } => Some((LoadKind::Rate, *rate)),
+        Case::Closed { .. } => Some((LoadKind::Users, level)),
+        Case::Open { .. } => Some((LoadKind::Rate, level)),
+        Case::Waves(_) => None,
     }
 }
