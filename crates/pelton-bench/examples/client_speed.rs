@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, PromptMix, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, Scale, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
 const EVENTS: usize = 2000;
@@ -43,13 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             extra_body: serde_json::Map::new(),
             timeout: Duration::from_secs(60),
         },
-        workload: WorkloadPlan {
-            input_tokens: 100,
-            output_tokens: EVENTS as u32,
-            prompts: PromptMix::Distinct,
-            seed: 0,
-            tokenizer: None,
-        },
+        workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
         load: Load::users([users]),
         limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
         warmup: Warmup::Time(Duration::from_secs(1)),

@@ -10,8 +10,10 @@ mod arrival;
 mod client;
 mod executor;
 mod machine;
+pub mod merge;
 mod metric;
 mod open_files;
+mod outcome;
 mod plan;
 mod recorder;
 pub mod results;
@@ -19,20 +21,21 @@ mod scrape;
 pub mod search;
 pub mod slo;
 mod stats;
-mod trace;
 pub mod watch;
 mod workload;
 
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
+pub use outcome::Outcome;
 pub use plan::{
-    Api, BenchPlan, Case, Goals, KeepRows, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, OpenBounds, PromptMix,
-    Scale, SearchAxis, SearchPlan, Shard, Stage, Starts, TargetPlan, Users, Warmup, WorkloadPlan,
+    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Goals, KeepRows, Lengths, Limits, Load,
+    MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds, PromptMix, Scale,
+    SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -40,15 +43,16 @@ pub use stats::{
     CaseEstimates, ClientCost, ClientLimit, Counts, Difference, Distribution, ErrorSummary, Estimate, Histograms,
     Interval, PromptCheck, Rates, Resampled, Summary, compare, estimate,
 };
-pub use trace::{BLOCK_TOKENS, Trace, TraceRequest};
 
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
 use results::{PromptMaking, Results, RunResult, Server, TokenSource};
+use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Local, Remote};
-use workload::synthetic::{Prompts, Words};
+use workload::synthetic::Words;
+pub use workload::trace::TraceEntry;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -139,13 +143,22 @@ async fn measure(
     }
     let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
     let client = Rc::new(client);
+    let launch_arguments = questions.launch_arguments().await?;
+    let workload = Workload::prepare(&plan.workload, &words)?;
     if let Some(at) = plan.scale.start_at_unix_s {
         watch.see(Sight::Preparing("waiting for the start time"));
         wait_until(at, control).await;
     }
-    let mut tester = Tester { plan, client, words: &words, watch, control, runs: Vec::new(), is_interrupted: false };
+    let mut tester =
+        Tester { plan, client, workload: &workload, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
-    tester.run_cases().await?;
+    let search = match &plan.goals.search {
+        Some(search) => Some(tester.search(search).await?),
+        None => {
+            tester.run_cases().await?;
+            None
+        }
+    };
     let runs = tester.runs;
     Ok(Results {
         format: results::FORMAT,
@@ -159,10 +172,11 @@ async fn measure(
             ignores_end_of_text: lengthening != Lengthening::None,
             model: found.model,
             info: found.info,
+            launch_arguments,
         },
         prompts: PromptMaking { counted_by, overhead: words.overhead() },
         estimates: stats::bootstrap::estimate_cases(&runs),
-        search: None,
+        search,
         runs,
     })
 }
@@ -171,7 +185,7 @@ async fn measure(
 struct Tester<'a> {
     plan: &'a BenchPlan,
     client: Rc<Client>,
-    words: &'a Words,
+    workload: &'a Workload,
     watch: &'a mut dyn Watch,
     control: &'a Control,
     runs: Vec<RunResult>,
@@ -194,20 +208,55 @@ impl Tester<'_> {
         Ok(())
     }
 
+    /// Runs levels until the highest that meets the targets is known.
+    async fn search(&mut self, plan: &SearchPlan) -> Result<Search, BenchError> {
+        let began = Instant::now();
+        let mut searching = Searching::new(plan);
+        loop {
+            let (level, step) = match searching.next() {
+                Next::Try(level, step) => (level, step),
+                Next::End(end) => return Ok(searching.result(end)),
+            };
+            if self.runs.len() >= plan.max_runs as usize {
+                return Ok(searching.result(SearchEnd::Runs));
+            }
+            if began.elapsed() >= plan.max_time {
+                return Ok(searching.result(SearchEnd::Time));
+            }
+            let remaining = searching.remaining();
+            // Runs last about as long as those before did; the first is guessed by its limit.
+            let each = began.elapsed().checked_div(self.runs.len() as u32).unwrap_or(self.plan.limits.duration);
+            let left = (each * remaining as u32).min(plan.max_time.saturating_sub(began.elapsed()));
+            let state = searching.state();
+            self.watch.see(Sight::Preparing(&format!(
+                "search: {state}; about {remaining} runs, {:.0} s left",
+                left.as_secs_f64()
+            )));
+            // Plans are checked: there is a case.
+            let like = &self.plan.load.cases[0];
+            let (run, of) = (self.runs.len(), self.runs.len() + remaining);
+            let result = self.run(search::case(plan.axis, level, like), searching.runs_of(level), of).await?;
+            let ok = result.verdicts.iter().all(|verdict| verdict.ok);
+            if self.is_interrupted {
+                return Ok(searching.result(SearchEnd::Interrupted));
+            }
+            searching.add(Trial { level, run, step, ok });
+        }
+    }
+
     /// One run, the next of probably `of`; its result becomes the last of `runs`.
     async fn run(&mut self, case: Case, repeat: u32, of: usize) -> Result<&RunResult, BenchError> {
         let (plan, n) = (self.plan, self.runs.len());
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
-        let workload = WorkloadPlan { seed: plan.workload.seed.wrapping_add(n as u64), ..plan.workload.clone() };
-        let prompts = Prompts::new(self.words, &workload)?;
-        let asked = Rc::new(Workload::synthetic(prompts, workload.output_tokens));
+        let seed = plan.workload.seed.wrapping_add(n as u64);
+        let asked = Rc::new(self.workload.reseeded(seed));
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
         let began_unix_s = unix_now();
         let job = executor::Job {
             case: case.clone(),
             limits: plan.limits.clone(),
             shard: plan.scale.shard.unwrap_or(Shard::WHOLE),
-            seed: workload.seed,
+            seed,
             timeout: plan.target.timeout,
             client: Rc::clone(&self.client),
             workload: asked,

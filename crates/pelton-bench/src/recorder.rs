@@ -135,6 +135,8 @@ pub struct Row {
     pub connect_us: Option<u32>,
     /// First byte of the answer's head.
     pub first_byte_us: Option<u32>,
+    /// First event of a streamed answer, whatever it holds: a role, a comment of usage, text.
+    pub first_event_us: Option<u32>,
     /// The last byte that belongs to the answer, or the moment of failure.
     pub end_us: u32,
     /// When tokens arrived; one entry for an answer that is not streamed.
@@ -216,10 +218,26 @@ mod columns {
 pub struct RowBuilder {
     row: Row,
     start: Instant,
-    /// The answer so far, one entry for each event with text, if anyone wants it.
-    pieces: Option<Vec<String>>,
     /// Where tokens are counted as they arrive, and how many of this request it holds.
     live: Option<(Rc<Cell<u64>>, u64)>,
+    /// The answer's words, if anyone wants them.
+    words: Option<Words>,
+}
+
+/// The text of an answer. One string and positions in it: a string for each token would take several times the memory.
+#[derive(Clone, Debug, Default)]
+struct Words {
+    text: String,
+    pieces: Vec<Piece>,
+}
+
+/// A part of [`Words::text`]: what one event added.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Where it ends, in bytes. It begins where the one before ends.
+    end: usize,
+    /// Said to itself by a model that thinks before it answers.
+    is_thought: bool,
 }
 
 impl RowBuilder {
@@ -235,6 +253,7 @@ impl RowBuilder {
             start_us,
             connect_us: None,
             first_byte_us: None,
+            first_event_us: None,
             end_us: 0,
             arrivals: Vec::new(),
             prompt_tokens: 0,
@@ -248,7 +267,7 @@ impl RowBuilder {
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start, pieces: None, live: None }
+        Self { row, start, live: None, words: None }
     }
 
     /// Which request of the run it is.
@@ -277,23 +296,40 @@ impl RowBuilder {
 
     /// Keeps the text of the answer, see [`take_pieces`](Self::take_pieces).
     pub fn keeping_text(mut self) -> Self {
-        self.pieces = Some(Vec::new());
+        self.words = Some(Words::default());
         self
     }
 
     /// Whether readers shall hand over the text of the answer.
     pub fn wants_text(&self) -> bool {
-        self.pieces.is_some()
+        self.words.is_some()
     }
 
-    /// Text of one event.
+    /// Text of one event. Handed over before the event's [`arrived`](Self::arrived).
     pub fn piece(&mut self, text: &str) {
-        self.pieces.iter_mut().for_each(|pieces| pieces.push(text.to_owned()));
+        self.add(text, false);
     }
 
-    /// The kept text, one entry for each event.
+    /// The same, of what a model thinks before it answers.
+    pub fn thought(&mut self, text: &str) {
+        self.add(text, true);
+    }
+
+    fn add(&mut self, text: &str, is_thought: bool) {
+        if let Some(words) = &mut self.words
+            && !text.is_empty()
+        {
+            words.text.push_str(text);
+            words.pieces.push(Piece { end: words.text.len(), is_thought });
+        }
+    }
+
+    /// The text of the answer, one entry for each event that had some. Thoughts are no part of it.
     pub fn take_pieces(&mut self) -> Vec<String> {
-        self.pieces.take().unwrap_or_default()
+        let Words { text, pieces } = self.words.take().unwrap_or_default();
+        let begins = std::iter::once(0).chain(pieces.iter().map(|piece| piece.end));
+        let spans = begins.zip(&pieces).filter(|(_, piece)| !piece.is_thought);
+        spans.map(|(begin, piece)| text[begin..piece.end].to_owned()).collect()
     }
 
     /// A connection was made between `began` and now.
@@ -326,6 +362,7 @@ impl RowBuilder {
     /// Something that belongs to the answer arrived.
     pub fn touch(&mut self, at: Instant) {
         self.row.end_us = self.after_start(at);
+        self.row.first_event_us.get_or_insert(self.row.end_us);
     }
 
     /// What the server says of its own time.
@@ -414,6 +451,20 @@ mod tests {
         let row = builder.finish(None, Instant::now());
         let expected = [Arrival { at_us: 5, events: 3, tokens: 4 }, Arrival { at_us: 6, events: 1, tokens: 1 }];
         assert_eq!(row.arrivals, expected);
+    }
+
+    #[test]
+    fn the_text_of_an_answer_is_kept_without_its_thoughts_if_it_is_wanted() {
+        let mut unasked = builder(&[]);
+        unasked.piece("lost");
+        assert_eq!(unasked.take_pieces(), [""; 0]);
+        let mut builder = builder(&[]).keeping_text();
+        builder.thought("hm ");
+        builder.piece("é a");
+        builder.piece("");
+        builder.thought("so");
+        builder.piece("b");
+        assert_eq!(builder.take_pieces(), ["é a", "b"]);
     }
 
     #[test]

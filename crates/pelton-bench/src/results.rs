@@ -53,6 +53,9 @@ pub struct Server {
     pub model: String,
     /// `/info`, or else `/v1/models`, as answered.
     pub info: Value,
+    /// `/v1/launch_arguments` of happy_vllm and servers like it; null elsewhere.
+    #[serde(default)]
+    pub launch_arguments: Value,
     /// Whether the server was asked to go on after the end of text.
     pub ignores_end_of_text: bool,
 }

@@ -11,8 +11,8 @@ use mock::{Act, Mock, Pace, openai_facts, tgi_event, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{
-    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, OpenBounds, Part, PromptMix,
-    Scale, Summary, TargetPlan, Warmup, WorkloadPlan,
+    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, OpenBounds, Part, Scale,
+    Summary, TargetPlan, Warmup, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan {
@@ -27,13 +27,7 @@ fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan
             extra_body: serde_json::Map::new(),
             timeout: Duration::from_secs(20),
         },
-        workload: WorkloadPlan {
-            input_tokens: 40,
-            output_tokens,
-            prompts: PromptMix::Distinct,
-            seed: 1,
-            tokenizer: None,
-        },
+        workload: WorkloadPlan::synthetic(40, output_tokens, 1),
         load,
         limits: Limits { duration: Duration::from_secs(30), requests, grace: Duration::from_secs(10) },
         warmup: Warmup::Requests(0),
@@ -167,7 +161,8 @@ fn servers_that_refuse_extensions_are_asked_without_them() {
     assert_eq!((summary.requests.complete, summary.requests.short, summary.requests.counted_by_chunks), (3, 3, 3));
     let notes = summary.notes.join("\n");
     assert!(
-        notes.contains("without token counts") && notes.contains("3 of 3 answers ended before 6 tokens"),
+        notes.contains("without token counts")
+            && notes.contains("3 of 3 answers ended before they had the wished tokens"),
         "{notes}"
     );
     assert!(notes.contains("(finish reason: stop)") && notes.contains("unchecked"), "{notes}");
@@ -427,10 +422,10 @@ fn prompts_are_exact_distinct_and_checked() {
         })
     });
     let mut plan = plan(&mock, users(3), 30, 1);
-    plan.workload.input_tokens = 77;
+    plan.workload.input_tokens = Some(77.into());
     let report = run(&plan);
     let prompts = report.runs[0].summary.prompts.clone().expect("the server reports prompt tokens");
-    assert_eq!((prompts.wished, prompts.reported, prompts.exact), (77, 30, 30));
+    assert_eq!((prompts.wished_min, prompts.wished_max, prompts.reported, prompts.exact), (77, 77, 30, 30));
     assert!(
         report.runs[0].summary.notes.is_empty() || report.runs[0].summary.notes.iter().all(|n| n.contains("client"))
     );

@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult, TokenSource};
-use pelton_bench::{Distribution, PromptMix, Warmup};
+use pelton_bench::{Distribution, Warmup};
+
+use crate::numbers::number;
 
 /// Prints results.
 #[derive(Debug)]
@@ -36,14 +38,11 @@ fn head(f: &mut fmt::Formatter<'_>, report: &Results) -> fmt::Result {
         TokenSource::Server => "counted by the server",
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
-    let mix = match plan.workload.prompts {
-        PromptMix::Distinct => "all distinct".to_owned(),
-        PromptMix::SharedPrefix(shared) => format!("the first {shared} shared"),
-        PromptMix::Same => "all the same".to_owned(),
-    };
-    writeln!(f, "prompts  {} tokens, {mix}, {counted}; seed {}", plan.workload.input_tokens, plan.workload.seed)?;
+    let workload = &plan.workload;
+    let (input, output) = (workload.input(), workload.output());
+    writeln!(f, "prompts  {input} tokens, {}, {counted}; seed {}", workload.prompts, workload.seed)?;
     let length = if server.ignores_end_of_text { "end of text ignored" } else { "may end earlier" };
-    writeln!(f, "answers  {} tokens, {length}", plan.workload.output_tokens)?;
+    writeln!(f, "answers  {output} tokens, {length}")?;
     let warmup = match plan.warmup {
         Warmup::Time(Duration::ZERO) | Warmup::Requests(0) => "no warm-up".to_owned(),
         Warmup::Time(time) => format!("{time:?} warm-up"),
@@ -167,14 +166,4 @@ fn comparison(f: &mut fmt::Formatter<'_>, runs: &[RunResult]) -> fmt::Result {
         )?;
     }
     Ok(())
-}
-
-/// Four significant digits or the whole number, whichever is more.
-fn number(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.3}"),
-        v if v < 100.0 => format!("{v:.2}"),
-        v if v < 1000.0 => format!("{v:.1}"),
-        v => format!("{v:.0}"),
-    }
 }

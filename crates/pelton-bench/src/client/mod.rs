@@ -3,6 +3,7 @@
 mod connection;
 mod openai;
 pub mod probe;
+mod text;
 mod tgi;
 
 use std::time::Instant;

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, IgnoredAny, Visitor};
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::text::Text;
 use super::{malformed, server_error};
 use crate::recorder::{CountedBy, Failure, RowBuilder};
 use crate::workload::{Ask, Prompt};
@@ -77,23 +78,26 @@ struct Chunk<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
-    #[serde(default)]
-    text: HasText,
-    #[serde(default)]
-    delta: Option<Delta>,
+    #[serde(default, borrow)]
+    text: Text<'a>,
+    #[serde(default, borrow)]
+    delta: Option<Delta<'a>>,
+    /// In whole answers; beside `delta`, where some servers repeat it, it says nothing new.
+    #[serde(default, borrow)]
+    message: Option<Delta<'a>>,
     #[serde(default, borrow)]
     finish_reason: Option<Cow<'a, str>>,
 }
 
 /// Anything that a user could see, thinking and tool calls included, counts as text.
 #[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: HasText,
-    #[serde(default)]
-    reasoning_content: HasText,
-    #[serde(default)]
-    reasoning: HasText,
+struct Delta<'a> {
+    #[serde(default, borrow)]
+    content: Text<'a>,
+    #[serde(default, borrow)]
+    reasoning_content: Text<'a>,
+    #[serde(default, borrow)]
+    reasoning: Text<'a>,
     #[serde(default)]
     tool_calls: Option<IgnoredAny>,
 }
@@ -106,35 +110,28 @@ struct Usage {
     completion_tokens: Option<u32>,
 }
 
-impl Choice<'_> {
-    fn has_text(&self) -> bool {
-        let in_delta = self.delta.as_ref().is_some_and(|delta| {
-            delta.content.0 || delta.reasoning_content.0 || delta.reasoning.0 || delta.tool_calls.is_some()
-        });
-        self.text.0 || in_delta
+impl<'a> Choice<'a> {
+    fn said(&self) -> Option<&Delta<'a>> {
+        self.delta.as_ref().or(self.message.as_ref())
     }
-}
 
-/// Whether a string is there and not empty. Read without keeping the string.
-#[derive(Clone, Copy, Debug, Default)]
-struct HasText(bool);
+    fn has_text(&self) -> bool {
+        let in_delta = self.said().is_some_and(|delta| {
+            !delta.content.is_empty()
+                || !delta.reasoning_content.is_empty()
+                || !delta.reasoning.is_empty()
+                || delta.tool_calls.is_some()
+        });
+        !self.text.is_empty() || in_delta
+    }
 
-impl<'de> Deserialize<'de> for HasText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrNull;
-        impl Visitor<'_> for TextOrNull {
-            type Value = HasText;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a string or null")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<HasText, E> {
-                Ok(HasText(!text.is_empty()))
-            }
-            fn visit_unit<E: de::Error>(self) -> Result<HasText, E> {
-                Ok(HasText(false))
-            }
+    fn hand_over(&self, row: &mut RowBuilder) {
+        if let Some(delta) = self.said() {
+            row.thought(delta.reasoning_content.as_str());
+            row.thought(delta.reasoning.as_str());
+            row.piece(delta.content.as_str());
         }
-        deserializer.deserialize_any(TextOrNull)
+        row.piece(self.text.as_str());
     }
 }
 
@@ -186,6 +183,9 @@ impl StreamReader {
                 _ => with_text,
             };
             self.placed += tokens;
+            if row.wants_text() {
+                choices.iter().for_each(|choice| choice.hand_over(row));
+            }
             row.arrived(at, with_text, tokens);
         }
         Ok(())
@@ -211,6 +211,7 @@ pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> 
     let Some(choice) = whole.choices.as_deref().and_then(|choices| choices.first()) else {
         return Err(malformed("answer has no choices", &text()));
     };
+    choice.hand_over(row);
     choice.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
     let usage = whole.usage;
     usage.and_then(|usage| usage.prompt_tokens).into_iter().for_each(|n| row.prompt_tokens(n));
@@ -279,6 +280,26 @@ mod tests {
     fn chunks_are_counted_when_there_is_no_usage() {
         let (row, complete) = read(&[r#"{"choices":[{"text":"a"}]}"#, r#"{"choices":[{"text":"é\n"}]}"#]);
         assert_eq!((row.output_tokens, row.counted_by, complete), (2, CountedBy::Chunks, false));
+    }
+
+    #[test]
+    fn text_is_handed_over_to_those_who_want_it() {
+        let start = Instant::now();
+        let mut row = RowBuilder::new(start, start).keeping_text();
+        let mut reader = StreamReader::default();
+        for event in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":null}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"hm"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"a\n\u00e9"}}]}"#,
+            r#"{"choices":[{"text":" b"}]}"#,
+        ] {
+            reader.event(event, start, &mut row).expect("event is well formed");
+        }
+        assert_eq!(row.take_pieces(), ["a\né", " b"]);
+        let mut row = RowBuilder::new(start, start).keeping_text();
+        whole(br#"{"choices":[{"message":{"content":"all","reasoning_content":"x"}}]}"#, &mut row)
+            .expect("well formed");
+        assert_eq!(row.take_pieces(), ["all"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::text::Text;
 use super::{malformed, server_error};
 use crate::recorder::{CountedBy, Failure, RowBuilder};
 use crate::workload::Ask;
@@ -29,14 +30,23 @@ pub fn set(body: &mut Map<String, Value>, ask: &Ask) {
 /// What is read of one streamed event; `null` reads as absent.
 #[derive(Deserialize)]
 struct Event<'a> {
-    #[serde(default)]
-    token: Option<IgnoredAny>,
+    #[serde(default, borrow)]
+    token: Option<Token<'a>>,
     #[serde(default)]
     generated_text: Option<IgnoredAny>,
     #[serde(default, borrow)]
     details: Option<Details<'a>>,
     #[serde(default)]
     error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Token<'a> {
+    #[serde(default, borrow)]
+    text: Text<'a>,
+    /// Special tokens (end of text) are tokens of the answer, but their text is none of it.
+    #[serde(default)]
+    special: bool,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +74,10 @@ impl StreamReader {
             return Err(server_error(&error));
         }
         row.touch(at);
-        if event.token.is_some() {
+        if let Some(token) = event.token {
+            if row.wants_text() && !token.special {
+                row.piece(token.text.as_str());
+            }
             row.arrived(at, 1, 1);
         }
         if let Some(details) = event.details {
@@ -88,8 +101,8 @@ impl StreamReader {
 
 #[derive(Deserialize)]
 struct Whole<'a> {
-    #[serde(rename = "generated_text")]
-    _generated_text: IgnoredAny,
+    #[serde(borrow)]
+    generated_text: Text<'a>,
     #[serde(default, borrow)]
     details: Option<Details<'a>>,
 }
@@ -98,6 +111,7 @@ struct Whole<'a> {
 pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> {
     let whole: Whole<'_> =
         serde_json::from_slice(body).map_err(|error| malformed(error, &String::from_utf8_lossy(body)))?;
+    row.piece(whole.generated_text.as_str());
     let Some(details) = whole.details else { return Ok(None) };
     details.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
     Ok(details.generated_tokens)

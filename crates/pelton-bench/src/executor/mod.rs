@@ -31,6 +31,8 @@ pub struct Run {
     pub dropped_us: Vec<u64>,
     /// Time at which starting stopped because the duration was over or the user interrupted; `None` if all requests were started.
     pub stopped_us: Option<u64>,
+    /// When it began: times of rows count from here.
+    pub began: Instant,
     /// Length of the whole run.
     pub wall: Duration,
     /// Processor time of the client; `None` where the system does not tell.
@@ -171,6 +173,7 @@ pub async fn run(job: Job, watch: &mut dyn Watch, control: &Control) -> Result<R
         rows,
         dropped_us: started.dropped_us,
         stopped_us: stopped.map(|at| at.as_micros() as u64),
+        began,
         wall,
         client,
         interrupted: ending.interrupted,

@@ -33,6 +33,9 @@ impl Shared {
                 .numbered(start.index, turn, start.user)
                 .asking(ask.prompt_tokens, ask.output_tokens)
                 .counting(Rc::clone(&self.live.tokens));
+            if session.wants_answer() {
+                row = row.keeping_text();
+            }
             if let Some(intended) = start.intended.filter(|_| turn == 0) {
                 row = row.intended(intended.saturating_duration_since(self.began).as_micros() as u64);
             }
@@ -50,9 +53,17 @@ impl Shared {
             };
             let is_well = failure.is_none();
             count(if is_well { &self.live.done } else { &self.live.failed });
+            let answer = row.take_pieces().concat();
             self.rows.borrow_mut().push(row.finish(failure, Instant::now()));
             if !is_well {
                 return false;
+            }
+            if session.wants_answer() {
+                session.answered(answer);
+                // Who still thinks when the run ends says nothing more.
+                if tokio::time::timeout(session.pause(), self.reaches(Phase::Ending)).await.is_ok() {
+                    return true;
+                }
             }
             turn += 1;
         }

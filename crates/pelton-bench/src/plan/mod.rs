@@ -1,6 +1,7 @@
 //! What a load test shall do: target, workload, load, limits. Printable, and stored with every result.
 
 mod goals;
+mod lengths;
 mod load;
 mod scale;
 mod target;
@@ -12,10 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::BenchError;
 pub use goals::{Goals, SearchAxis, SearchPlan};
+pub use lengths::{Lengths, MAX_TOKENS, Shape};
 pub use load::{Case, Load, OpenBounds, Stage, Starts, Users};
 pub use scale::{KeepRows, Scale, Shard};
 pub use target::{Api, TargetPlan};
-pub use workload::{PromptMix, WorkloadPlan};
+pub use workload::{
+    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix, Source, ThinkTime,
+    WorkloadPlan,
+};
 
 /// Most requests of one run: the start times and rows of a run are kept in memory.
 pub const MAX_REQUESTS: u64 = 1_000_000;
@@ -75,7 +80,7 @@ impl BenchPlan {
     /// Refuses values that no run can have.
     pub fn check(&self) -> Result<(), BenchError> {
         let refuse = |text: String| Err(BenchError::Plan(text));
-        let (limits, workload) = (&self.limits, &self.workload);
+        let limits = &self.limits;
         if limits.requests == 0 || limits.requests > MAX_REQUESTS {
             return refuse(format!("requests must be in 1..={MAX_REQUESTS}, given {}", limits.requests));
         }
@@ -88,17 +93,7 @@ impl BenchPlan {
         if self.target.timeout.is_zero() || self.target.timeout > MAX_DURATION {
             return refuse(format!("timeout must be in 1 ns..={MAX_DURATION:?}, given {:?}", self.target.timeout));
         }
-        if workload.input_tokens == 0 || workload.output_tokens == 0 {
-            return refuse("input tokens and output tokens must be at least 1, given 0".to_owned());
-        }
-        if let PromptMix::SharedPrefix(shared) = workload.prompts
-            && shared >= workload.input_tokens
-        {
-            return refuse(format!(
-                "shared prefix must be shorter than the prompt of {} tokens, given {shared}",
-                workload.input_tokens
-            ));
-        }
+        self.workload.check().map_err(BenchError::Plan)?;
         let excluded = match self.warmup {
             Warmup::Time(time) => time + self.cooldown,
             Warmup::Requests(n) if n >= limits.requests => {

@@ -16,6 +16,7 @@ pub mod bootstrap;
 mod client;
 mod goodput;
 mod histograms;
+mod merged;
 mod values;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::slo::Goodput;
 pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, compare, estimate};
 pub use client::{ClientCost, ClientLimit};
 pub use histograms::Histograms;
+pub(crate) use merged::Merged;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,12 +128,16 @@ pub struct Counts {
 /// How well the prompts met their number of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PromptCheck {
-    /// Tokens wished.
-    pub wished: u32,
-    /// Answers in which the server said how many there were.
+    /// Answers in which the server said how many there were, of requests whose prompts were made to have a certain number.
     pub reported: u64,
     /// Of these, with exactly as many as wished.
     pub exact: u64,
+    /// Fewest wished.
+    pub wished_min: u32,
+    /// Most wished.
+    pub wished_max: u32,
+    /// Largest difference between wished and reported.
+    pub max_off: u32,
     /// Fewest reported.
     pub min: u32,
     /// Most reported.
@@ -211,7 +217,7 @@ impl Row {
         self.start_us + u64::from(self.end_us)
     }
 
-    fn late_us(&self) -> u64 {
+    pub(crate) fn late_us(&self) -> u64 {
         self.start_us.saturating_sub(self.intended_us)
     }
 }
@@ -237,62 +243,86 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
             _ => Part::Measured,
         };
     }
-    let measured = || run.rows.iter().filter(|row| row.part == Part::Measured);
-    let complete: Vec<&Row> = measured().filter(|row| row.failure.is_none()).collect();
-    let is_open = !case.is_closed();
-    let late_after_us = case.bounds().map_or(u64::MAX, |bounds| bounds.late_after.as_micros() as u64);
-    let part = |part| run.rows.iter().filter(|row| row.part == part).count() as u64;
-    let requests = Counts {
-        started: run.rows.len() as u64,
-        warmup: part(Part::Warmup),
-        cooldown: part(Part::Cooldown),
-        measured: part(Part::Measured),
-        complete: complete.len() as u64,
-        failed: part(Part::Measured) - complete.len() as u64,
-        dropped: run.dropped_us.len() as u64,
-        late: measured().filter(|row| row.late_us() > late_after_us).count() as u64,
-        short: complete.iter().filter(|row| row.output_tokens < row.wished_tokens).count() as u64,
-        counted_by_chunks: complete.iter().filter(|row| row.counted_by == CountedBy::Chunks).count() as u64,
+    let observed = Observed {
+        rows: &run.rows,
+        dropped_us: &run.dropped_us,
+        window,
+        client: client::cost(run),
+        is_interrupted: run.interrupted,
     };
-    let mut errors = BTreeMap::new();
-    for failure in run.rows.iter().filter_map(|row| row.failure.as_ref()) {
-        let entry = errors
-            .entry(failure.kind.to_string())
-            .or_insert_with(|| ErrorSummary { count: 0, example: failure.message.clone() });
-        entry.count += 1;
+    observed.summary(plan, case)
+}
+
+/// What happened, with the part of each row known.
+struct Observed<'a> {
+    rows: &'a [Row],
+    dropped_us: &'a [u64],
+    window: Window,
+    client: Option<ClientCost>,
+    is_interrupted: bool,
+}
+
+impl Observed<'_> {
+    fn summary(self, plan: &BenchPlan, case: &Case) -> Summary {
+        let Self { rows, dropped_us, window, client, is_interrupted } = self;
+        let last_end = rows.iter().map(Row::end_at_us).max().unwrap_or(0);
+        let measured = || rows.iter().filter(|row| row.part == Part::Measured);
+        let complete: Vec<&Row> = measured().filter(|row| row.failure.is_none()).collect();
+        let is_open = !case.is_closed();
+        let late_after_us = case.bounds().map_or(u64::MAX, |bounds| bounds.late_after.as_micros() as u64);
+        let part = |part| rows.iter().filter(|row| row.part == part).count() as u64;
+        let requests = Counts {
+            started: rows.len() as u64,
+            warmup: part(Part::Warmup),
+            cooldown: part(Part::Cooldown),
+            measured: part(Part::Measured),
+            complete: complete.len() as u64,
+            failed: part(Part::Measured) - complete.len() as u64,
+            dropped: dropped_us.len() as u64,
+            late: measured().filter(|row| row.late_us() > late_after_us).count() as u64,
+            short: complete.iter().filter(|row| row.output_tokens < row.wished_tokens).count() as u64,
+            counted_by_chunks: complete.iter().filter(|row| row.counted_by == CountedBy::Chunks).count() as u64,
+        };
+        let mut errors = BTreeMap::new();
+        for failure in rows.iter().filter_map(|row| row.failure.as_ref()) {
+            let entry = errors
+                .entry(failure.kind.to_string())
+                .or_insert_with(|| ErrorSummary { count: 0, example: failure.message.clone() });
+            entry.count += 1;
+        }
+        let of = |value: &dyn Fn(&Row) -> Option<f64>| {
+            Distribution::of(complete.iter().filter_map(|row| value(row)).collect())
+        };
+        let service_ttft = |row: &Row| Some(ms(row.arrivals.first()?.at_us.into())).filter(|_| plan.target.stream);
+        let service_e2e = |row: &Row| Some(service_ms(row));
+        let (mut token_gaps, mut chunk_gaps) = (Vec::new(), Vec::new());
+        for row in &complete {
+            gaps(row, &mut token_gaps, &mut chunk_gaps);
+        }
+        let dropped = dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
+        let mut summary = Summary {
+            goodput: goodput::goodput(&plan.goals.slos, &plan.target, rows, window, dropped),
+            client_limits: client::limits(client.as_ref(), &requests),
+            client,
+            requests,
+            errors,
+            rates: rates(rows, window),
+            whole: rates(rows, Window { from_us: 0, to_us: last_end + 1 }),
+            ttft_ms: of(&|row| Some(service_ttft(row)? + late_ms(row))),
+            itl_ms: Distribution::of(token_gaps),
+            chunk_gap_ms: Distribution::of(chunk_gaps),
+            tpot_ms: of(&tpot),
+            e2e_ms: of(&|row| Some(service_e2e(row)? + late_ms(row))),
+            service_ttft_ms: of(&service_ttft).filter(|_| is_open),
+            service_e2e_ms: of(&service_e2e).filter(|_| is_open),
+            lateness_ms: Distribution::of(measured().map(late_ms).collect()).filter(|_| is_open),
+            output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
+            prompts: check_prompts(rows.iter()),
+            notes: Vec::new(),
+        };
+        summary.notes = notes(case, rows, is_interrupted, &summary);
+        summary
     }
-    let of =
-        |value: &dyn Fn(&Row) -> Option<f64>| Distribution::of(complete.iter().filter_map(|row| value(row)).collect());
-    let service_ttft = |row: &Row| Some(ms(row.arrivals.first()?.at_us.into())).filter(|_| plan.target.stream);
-    let service_e2e = |row: &Row| Some(service_ms(row));
-    let (mut token_gaps, mut chunk_gaps) = (Vec::new(), Vec::new());
-    for row in &complete {
-        gaps(row, &mut token_gaps, &mut chunk_gaps);
-    }
-    let dropped = run.dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
-    let client = client::cost(run);
-    let mut summary = Summary {
-        goodput: goodput::goodput(&plan.goals.slos, &plan.target, &run.rows, window, dropped),
-        client_limits: client::limits(client.as_ref(), &requests),
-        client,
-        requests,
-        errors,
-        rates: rates(&run.rows, window),
-        whole: rates(&run.rows, Window { from_us: 0, to_us: last_end + 1 }),
-        ttft_ms: of(&|row| Some(service_ttft(row)? + late_ms(row))),
-        itl_ms: Distribution::of(token_gaps),
-        chunk_gap_ms: Distribution::of(chunk_gaps),
-        tpot_ms: of(&tpot),
-        e2e_ms: of(&|row| Some(service_e2e(row)? + late_ms(row))),
-        service_ttft_ms: of(&service_ttft).filter(|_| is_open),
-        service_e2e_ms: of(&service_e2e).filter(|_| is_open),
-        lateness_ms: Distribution::of(measured().map(late_ms).collect()).filter(|_| is_open),
-        output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
-        prompts: check_prompts(run.rows.iter(), plan.workload.input_tokens),
-        notes: Vec::new(),
-    };
-    summary.notes = notes(plan, case, run, &summary);
-    summary
 }
 
 fn measured_window(plan: &BenchPlan, run: &Run, last_end: u64) -> Window {
@@ -332,7 +362,7 @@ fn rates(rows: &[Row], window: Window) -> Rates {
 }
 
 /// Appends the gaps of one answer, in milliseconds.
-fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
+pub(crate) fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     let (mut last_token_us, mut last_event_us) = (None, None);
     for arrival in &row.arrivals {
         let at = u64::from(arrival.at_us);
@@ -350,26 +380,33 @@ fn gaps(row: &Row, token_gaps: &mut Vec<f64>, chunk_gaps: &mut Vec<f64>) {
     }
 }
 
-fn tpot(row: &Row) -> Option<f64> {
+/// Time per output token after the first, in milliseconds.
+pub(crate) fn tpot(row: &Row) -> Option<f64> {
     let span = row.arrivals.last()?.at_us - row.arrivals.first()?.at_us;
     (row.output_tokens > 1 && row.arrivals.len() > 1).then(|| ms(span.into()) / f64::from(row.output_tokens - 1))
 }
 
-fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>, wished: u32) -> Option<PromptCheck> {
-    let reported: Vec<u32> = rows.filter_map(|row| row.prompt_tokens_reported).collect();
+fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck> {
+    let counted = rows.filter(|row| row.prompt_tokens > 0);
+    let pairs: Vec<(u32, u32)> =
+        counted.filter_map(|row| Some((row.prompt_tokens, row.prompt_tokens_reported?))).collect();
+    let wished = || pairs.iter().map(|pair| pair.0);
+    let reported = || pairs.iter().map(|pair| pair.1);
     Some(PromptCheck {
-        wished,
-        reported: reported.len() as u64,
-        exact: reported.iter().filter(|&&tokens| tokens == wished).count() as u64,
-        min: *reported.iter().min()?,
-        max: *reported.iter().max()?,
+        reported: pairs.len() as u64,
+        exact: pairs.iter().filter(|(wished, reported)| wished == reported).count() as u64,
+        wished_min: wished().min()?,
+        wished_max: wished().max()?,
+        max_off: pairs.iter().map(|(wished, reported)| wished.abs_diff(*reported)).max()?,
+        min: reported().min()?,
+        max: reported().max()?,
     })
 }
 
-fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
+fn notes(case: &Case, rows: &[Row], is_interrupted: bool, summary: &Summary) -> Vec<String> {
     let mut notes = Vec::new();
     let requests = &summary.requests;
-    if run.interrupted {
+    if is_interrupted {
         notes.push("the run was interrupted; the numbers are of what came before".to_owned());
     }
     if requests.complete == 0 {
@@ -382,26 +419,25 @@ fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<Str
         ));
     }
     if requests.short > 0 {
-        let (n, of, wished) = (requests.short, requests.complete, plan.workload.output_tokens);
-        let reasons: BTreeMap<&str, ()> = run
-            .rows
+        let (n, of) = (requests.short, requests.complete);
+        let reasons: BTreeMap<&str, ()> = rows
             .iter()
-            .filter(|row| row.part == Part::Measured && row.output_tokens < wished)
+            .filter(|row| row.part == Part::Measured && row.output_tokens < row.wished_tokens)
             .filter_map(|row| Some((row.finish_reason.as_deref()?, ())))
             .collect();
         let reasons = reasons.into_keys().collect::<Vec<_>>().join(", ");
         notes.push(format!(
-            "{n} of {of} answers ended before {wished} tokens (finish reason: {reasons}); compare servers only at equal lengths"
+            "{n} of {of} answers ended before they had the wished tokens (finish reason: {reasons}); compare servers only at equal lengths"
         ));
     }
     match &summary.prompts {
         Some(check) if check.exact < check.reported => notes.push(format!(
-            "{} of {} prompts had another length than {} tokens: the server counted {} to {}",
+            "{} of {} prompts had another length than wished ({} tokens): the server counted {}, at most {} off",
             check.reported - check.exact,
             check.reported,
-            check.wished,
-            check.min,
-            check.max
+            range(check.wished_min, check.wished_max),
+            range(check.min, check.max),
+            check.max_off
         )),
         None if requests.complete > 0 => {
             notes.push("the server does not report prompt tokens: their number is unchecked".to_owned())
@@ -425,6 +461,10 @@ fn notes(plan: &BenchPlan, case: &Case, run: &Run, summary: &Summary) -> Vec<Str
     notes
 }
 
+fn range(from: u32, to: u32) -> String {
+    if from == to { from.to_string() } else { format!("{from} to {to}") }
+}
+
 fn ms(us: u64) -> f64 {
     us as f64 / 1e3
 }
@@ -432,7 +472,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Goals, Limits, Load, PromptMix, Scale, TargetPlan, WorkloadPlan};
+    use crate::plan::{Goals, Limits, Load, Scale, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -448,13 +488,7 @@ mod tests {
                 extra_body: serde_json::Map::new(),
                 timeout: Duration::from_secs(1),
             },
-            workload: WorkloadPlan {
-                input_tokens: 10,
-                output_tokens: 3,
-                prompts: PromptMix::Distinct,
-                seed: 0,
-                tokenizer: None,
-            },
+            workload: WorkloadPlan::synthetic(10, 3, 0),
             load: Load::users([1]),
             limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
             warmup: Warmup::Time(Duration::ZERO),
@@ -484,6 +518,7 @@ mod tests {
             rows,
             dropped_us: Vec::new(),
             stopped_us,
+            began: Instant::now(),
             wall: Duration::from_secs(10),
             client: None,
             interrupted: false,

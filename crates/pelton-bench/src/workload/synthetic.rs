@@ -3,9 +3,11 @@
 //! Words are picked whose token counts add: a text of them has as many tokens as its words have each, whatever their order. That is
 //! established once by asking the tokenizer ([`Words::calibrate`]); composing a prompt then needs no tokenizer and costs microseconds.
 
+use rand_pcg::Pcg64Mcg;
+
 use crate::BenchError;
-use crate::plan::{PromptMix, WorkloadPlan};
 use crate::workload::count::Count;
+use crate::workload::draw::{Purpose, below, random};
 
 /// Words to begin with; which of them are used depends on the tokenizer.
 const CANDIDATES: &str = include_str!("words.txt");
@@ -136,113 +138,175 @@ async fn fits(counter: &mut impl Count, words: &[Word], text: &[usize]) -> Resul
     Ok(counter.count(&joined).await? == expected as usize)
 }
 
-/// Composes the prompts of a run.
+/// Composes texts of a run.
 #[derive(Clone, Debug)]
 pub struct Prompts {
     words: Vec<Word>,
-    mix: PromptMix,
     seed: u64,
-    /// Tokens to make, without the server's overhead.
-    tokens: u32,
-    /// Tokens as the server counts.
-    wished: u32,
-    /// `completes[n]`: n more tokens can be made of words.
-    completes: Vec<bool>,
-    /// The beginning that all prompts share.
-    shared: Vec<Word>,
+    overhead: i64,
+    /// `begins[n]`: a text of n tokens can be made of words.
+    begins: Vec<bool>,
+    /// `continues[n]`: n more tokens can be made of words.
+    continues: Vec<bool>,
+}
+
+/// A text being composed.
+#[derive(Debug, Default)]
+struct Line {
+    text: String,
+    /// Whether the next word is the first of a prompt.
+    is_new: bool,
+}
+
+/// The beginning that a prompt has in common with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Which text it is.
+    pub group: u64,
+    /// Tokens of it, as the server counts them.
+    pub tokens: u32,
+}
+
+/// Words whose text is a pure function of their place.
+#[derive(Debug)]
+struct Picks {
+    random: Pcg64Mcg,
+    /// Places of the first words, in base `words.len()`; `None` when they are used up.
+    digits: Option<u64>,
 }
 
 impl Prompts {
-    /// Prepares prompts for a workload. Errors if its length cannot be made of the words.
-    pub fn new(words: &Words, workload: &WorkloadPlan) -> Result<Self, BenchError> {
-        let wished = workload.input_tokens;
-        let impossible = |why: &str| BenchError::Prompts(format!("prompts of {wished} tokens cannot be made: {why}"));
-        let tokens = u32::try_from(i64::from(wished) - words.overhead)
-            .map_err(|_| impossible(&format!("the server adds {} tokens to each", words.overhead)))?;
-        let mut completes = vec![false; tokens as usize + 1];
-        completes[0] = true;
-        let mut costs: Vec<usize> = words.words.iter().map(|word| word.more as usize).collect();
-        costs.sort_unstable();
-        costs.dedup();
-        for n in 1..completes.len() {
-            completes[n] = costs.iter().take_while(|&&cost| cost <= n).any(|&cost| completes[n - cost]);
-        }
-        // Only words that can begin such a prompt: it must be possible to complete it.
-        let can_begin = |word: &Word| tokens.checked_sub(word.first).is_some_and(|rest| completes[rest as usize]);
-        if !words.words.iter().any(can_begin) {
-            return Err(impossible("no sequence of words has that many"));
-        }
-        let mut prompts = Self {
-            words: words.words.clone(),
-            mix: workload.prompts,
-            seed: workload.seed,
-            tokens,
-            wished,
-            completes,
-            shared: Vec::new(),
+    /// Prepares texts of up to `max_tokens` tokens, overhead included.
+    pub fn new(words: &Words, seed: u64, max_tokens: u32) -> Self {
+        let size = (i64::from(max_tokens) - words.overhead).max(0) as usize + 1;
+        let costs = |cost: fn(&Word) -> u32| {
+            let mut costs: Vec<usize> = words.words.iter().map(|word| cost(word) as usize).collect();
+            costs.sort_unstable();
+            costs.dedup();
+            costs
         };
+        let mut continues = vec![false; size];
+        continues[0] = true;
+        let more = costs(|word| word.more);
+        for n in 1..size {
+            continues[n] = more.iter().take_while(|&&cost| cost <= n).any(|&cost| continues[n - cost]);
+        }
+        let mut begins = vec![false; size];
+        for word in &words.words {
+            let costs = word.first as usize;
+            (costs..size).for_each(|n| begins[n] |= continues[n - costs]);
+        }
+        let mut shuffled = words.words.clone();
         // In an order that depends on the seed, so that two seeds share no first words by rule.
-        fastrand::Rng::with_seed(workload.seed).shuffle(&mut prompts.words);
-        if let PromptMix::SharedPrefix(shared) = workload.prompts {
-            let shared = (i64::from(shared) - words.overhead).max(0) as u32;
-            prompts.shared = prompts.compose(0, shared);
-        }
-        Ok(prompts)
+        fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+        Self { words: shuffled, seed, overhead: words.overhead, begins, continues }
     }
 
-    /// Tokens of each prompt as the server counts them.
-    pub fn wished_tokens(&self) -> u32 {
-        self.wished
+    /// The length nearest to `tokens` (as the server counts) that a prompt can have; `None` if there is none up to the maximum.
+    pub fn possible(&self, tokens: u32) -> Option<u32> {
+        let wished = i64::from(tokens) - self.overhead;
+        let can = |n: i64| usize::try_from(n).is_ok_and(|n| self.begins.get(n).is_some_and(|&can| can));
+        let steps = (0..self.begins.len() as i64).flat_map(|step| [wished - step, wished + step]);
+        let found = steps.into_iter().find(|&n| can(n))?;
+        u32::try_from(found + self.overhead).ok()
     }
 
-    /// Prompt number `index` of this run; equal for equal seeds.
-    pub fn prompt(&self, index: u64) -> String {
-        let index = if self.mix == PromptMix::Same { 0 } else { index };
-        let words = self.compose(index, self.tokens);
-        let mut text = String::with_capacity(words.len() * 6);
-        for (n, word) in words.iter().enumerate() {
-            if n > 0 {
-                text.push(' ');
-            }
-            text.push_str(word.text);
-        }
-        text
-    }
-
-    /// Words of exactly `self.tokens` tokens, or of the first at most `tokens` of them.
+    /// Prompt number `index` of `tokens` tokens, which must be [`possible`](Self::possible), and how many of them it really shares: as
+    /// many as wished, or the next smaller number that words can make. Equal for equal seeds.
     ///
-    /// The first words after the shared ones are the digits of `index` in base `words.len()`: as long as that many digits fit, no two
+    /// Its first words after the shared ones are the digits of `index` in base `words.len()`: as long as that many digits fit, no two
     /// prompts are equal, and neighbours differ in the first. The rest is random.
-    fn compose(&self, index: u64, tokens: u32) -> Vec<Word> {
-        let mut random = fastrand::Rng::with_seed(self.seed ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mut words = self.shared.clone();
-        let base = self.words.len() as u64;
-        let mut digits = index;
-        let mut left = self.tokens;
-        for (n, word) in words.iter().enumerate() {
-            left -= if n == 0 { word.first } else { word.more };
+    pub fn prompt(&self, index: u64, tokens: u32, shared: Option<Shared>) -> (String, u32) {
+        let mut line = Line { text: String::with_capacity(tokens as usize * 6), is_new: true };
+        let mut left = self.own(tokens);
+        let mut prefix = 0;
+        if let Some(Shared { group, tokens }) = shared {
+            let wished = self.own(tokens).min(left);
+            prefix = (1..=wished)
+                .rev()
+                .find(|&n| self.begins[n as usize] && self.continues[(left - n) as usize])
+                .unwrap_or(0);
+            let picks = Picks { random: random(self.seed, Purpose::Prefix, group, 0), digits: None };
+            self.extend(&mut line, prefix, picks);
+            left -= prefix;
         }
+        self.extend(
+            &mut line,
+            left,
+            Picks { random: random(self.seed, Purpose::Words, index, 0), digits: Some(index) },
+        );
+        let shared = if prefix == 0 { 0 } else { (i64::from(prefix) + self.overhead).max(0) as u32 };
+        (line.text, shared)
+    }
+
+    /// A further message of conversation `index`. Its length is the nearest below `tokens` that words can make.
+    pub fn message(&self, index: u64, turn: u32, tokens: u32) -> String {
+        let mut line = Line::default();
+        let tokens = self.down(tokens);
+        self.extend(&mut line, tokens, Picks { random: random(self.seed, Purpose::Words, index, turn), digits: None });
+        line.text
+    }
+
+    /// A prompt of `tokens` tokens made of blocks: block `n` is `block_tokens` long, the same text wherever `ids[n]` is the same. What
+    /// goes beyond the ids is the prompt's own. The last block ends where the prompt does.
+    pub fn blocks(&self, index: u64, tokens: u32, ids: &[u64], block_tokens: u32) -> String {
+        let mut line = Line { text: String::with_capacity(tokens as usize * 6), is_new: true };
+        let total = self.own(tokens);
+        let mut done = 0;
+        for (n, &id) in ids.iter().enumerate() {
+            // Where the server's count of the prompt reaches the end of the block.
+            let end = self.own(block_tokens.saturating_mul(n as u32 + 1).min(tokens)).min(total);
+            let room = |n: u32| if done == 0 { self.begins[n as usize] } else { self.continues[n as usize] };
+            let Some(length) = (1..=end.saturating_sub(done)).rev().find(|&n| room(n)) else { continue };
+            self.extend(&mut line, length, Picks { random: random(self.seed, Purpose::Block, id, 0), digits: None });
+            done += length;
+        }
+        let rest = self.down(total - done);
+        let picks = Picks { random: random(self.seed, Purpose::Words, index, 0), digits: Some(index) };
+        self.extend(&mut line, if done == 0 { total } else { rest }, picks);
+        line.text
+    }
+
+    /// Tokens to make for so many as the server counts, within what was prepared.
+    fn own(&self, tokens: u32) -> u32 {
+        (i64::from(tokens) - self.overhead).clamp(0, self.begins.len() as i64 - 1) as u32
+    }
+
+    /// The most tokens, at most `tokens`, that words can add.
+    fn down(&self, tokens: u32) -> u32 {
+        let top = (tokens as usize).min(self.continues.len() - 1);
+        (0..=top).rev().find(|&n| self.continues[n]).unwrap_or(0) as u32
+    }
+
+    /// Appends words of exactly `tokens` tokens, which must be possible: the picked word each time, or the next one in order with which
+    /// the length can still be met. There always is one: each leaves a remainder that completes.
+    fn extend(&self, line: &mut Line, tokens: u32, mut picks: Picks) {
+        let mut left = tokens;
         while left > 0 {
-            let wanted = if digits > 0 || words.len() == self.shared.len() {
-                let digit = digits % base;
-                digits /= base;
-                digit as usize
-            } else {
-                random.usize(..self.words.len())
-            };
-            let is_first = words.is_empty();
-            let cost = |word: &Word| if is_first { word.first } else { word.more };
-            // The wanted word, or the next one in order with which the length can still be met. There always is one: the first word
-            // leaves a remainder that completes, and so does each after it.
-            let fits = |word: &&Word| left.checked_sub(cost(word)).is_some_and(|rest| self.completes[rest as usize]);
+            let cost = |word: &Word| if line.is_new { word.first } else { word.more };
+            let fits = |word: &&Word| left.checked_sub(cost(word)).is_some_and(|rest| self.continues[rest as usize]);
+            let wanted = picks.next(self.words.len());
             let Some(&word) = self.words.iter().cycle().skip(wanted).take(self.words.len()).find(fits) else { break };
-            if self.tokens - left + cost(&word) > tokens {
-                break;
-            }
             left -= cost(&word);
-            words.push(word);
+            if !line.text.is_empty() {
+                line.text.push(' ');
+            }
+            line.text.push_str(word.text);
+            line.is_new = false;
         }
-        words
+    }
+}
+
+impl Picks {
+    fn next(&mut self, base: usize) -> usize {
+        match self.digits.take() {
+            Some(digits) => {
+                let rest = digits / base as u64;
+                self.digits = (rest > 0).then_some(rest);
+                (digits % base as u64) as usize
+            }
+            None => below(&mut self.random, base as u64) as usize,
+        }
     }
 }
 
@@ -269,8 +333,10 @@ mod tests {
         }
     }
 
-    fn workload(input_tokens: u32, prompts: PromptMix) -> WorkloadPlan {
-        WorkloadPlan { input_tokens, output_tokens: 1, prompts, seed: 5, tokenizer: None }
+    fn prompt(words: &Words, index: u64, tokens: u32) -> String {
+        let prompts = Prompts::new(words, 5, tokens);
+        assert_eq!(prompts.possible(tokens), Some(tokens));
+        prompts.prompt(index, tokens, None).0
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -279,11 +345,8 @@ mod tests {
         let joining = Words::calibrate(&mut Joining).await.expect("most words add");
         for tokens in [2, 3, 4, 5, 7, 16, 33, 512, 4097] {
             for index in [0, 1, 2, 400, 99_999] {
-                let prompt = |words| {
-                    Prompts::new(words, &workload(tokens, PromptMix::Distinct)).expect("possible").prompt(index)
-                };
-                assert_eq!(Bytes.count(&prompt(&bytes)).await.expect("counts"), tokens as usize);
-                assert_eq!(Joining.count(&prompt(&joining)).await.expect("counts"), tokens as usize);
+                assert_eq!(Bytes.count(&prompt(&bytes, index, tokens)).await.expect("counts"), tokens as usize);
+                assert_eq!(Joining.count(&prompt(&joining, index, tokens)).await.expect("counts"), tokens as usize);
             }
         }
     }
@@ -310,10 +373,8 @@ mod tests {
         let (text, counted) = words.sample();
         assert_eq!(text.len() + 1, counted as usize);
         words.learn_overhead(counted, counted + 20);
-        let prompt = Prompts::new(&words, &workload(100, PromptMix::Distinct)).expect("possible").prompt(3);
-        assert_eq!(prompt.len() + 1 + 20, 100);
-        let error = Prompts::new(&words, &workload(19, PromptMix::Distinct)).expect_err("shorter than the template");
-        assert!(error.to_string().contains("19 tokens"), "{error}");
+        assert_eq!(prompt(&words, 3, 100).len() + 1 + 20, 100);
+        assert_eq!(Prompts::new(&words, 5, 19).possible(19), None, "shorter than the template");
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -323,10 +384,9 @@ mod tests {
             let mut counter = crate::workload::count::Local::load(&path).expect("the demo model has a tokenizer");
             let words = Words::calibrate(&mut counter).await.expect("many words add");
             for tokens in [1, 2, 17, 512] {
-                let prompts = Prompts::new(&words, &workload(tokens, PromptMix::Distinct)).expect("possible");
                 for index in 0..50 {
-                    let count = counter.count(&prompts.prompt(index)).await.expect("counts");
-                    assert_eq!(count, tokens as usize, "{:?}", prompts.prompt(index));
+                    let prompt = prompt(&words, index, tokens);
+                    assert_eq!(counter.count(&prompt).await.expect("counts"), tokens as usize, "{prompt:?}");
                 }
             }
         }
@@ -334,38 +394,51 @@ mod tests {
 
     #[test]
     fn prompts_differ_from_the_first_word_on() {
-        let prompts = Prompts::new(&Words::guessed(), &workload(32, PromptMix::Distinct)).expect("possible");
-        let all: HashSet<String> = (0..20_000).map(|n| prompts.prompt(n)).collect();
+        let prompts = Prompts::new(&Words::guessed(), 5, 32);
+        let all: HashSet<String> = (0..20_000).map(|n| prompts.prompt(n, 32, None).0).collect();
         assert_eq!(all.len(), 20_000);
         let first: HashSet<String> =
-            (0..200).map(|n| prompts.prompt(n).split(' ').next().expect("a word").to_owned()).collect();
+            (0..200).map(|n| prompts.prompt(n, 32, None).0.split(' ').next().expect("a word").to_owned()).collect();
         assert_eq!(first.len(), 200);
     }
 
     #[test]
     fn a_shared_prefix_is_shared_and_no_more() {
-        let prompts = Prompts::new(&Words::guessed(), &workload(32, PromptMix::SharedPrefix(20))).expect("possible");
-        let split = |n| prompts.prompt(n).split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let prompts = Prompts::new(&Words::guessed(), 5, 40);
+        let split = |n, group, length| {
+            let (text, shared) = prompts.prompt(n, length, Some(Shared { group, tokens: 20 }));
+            assert_eq!(shared, 20);
+            text.split(' ').map(str::to_owned).collect::<Vec<_>>()
+        };
         for n in 1..50 {
-            let (one, other) = (split(0), split(n));
-            assert_eq!(one.len(), 32);
+            let (one, other) = (split(0, 3, 32), split(n, 3, 40));
+            assert_eq!((one.len(), other.len()), (32, 40));
             assert_eq!(one[..20], other[..20]);
             assert_ne!(one[20], other[20]);
+            assert_ne!(one[..20], split(n, 4, 32)[..20]);
         }
     }
 
     #[test]
-    fn the_same_prompt_is_the_same() {
-        let prompts = Prompts::new(&Words::guessed(), &workload(32, PromptMix::Same)).expect("possible");
-        assert_eq!(prompts.prompt(0), prompts.prompt(77));
+    fn blocks_of_equal_ids_are_equal() {
+        let prompts = Prompts::new(&Words::guessed(), 5, 100);
+        let split = |index, tokens, ids: &[u64]| {
+            let text = prompts.blocks(index, tokens, ids, 16);
+            text.split(' ').map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (one, other) = (split(0, 40, &[1, 2, 3]), split(1, 60, &[1, 2, 4, 5]));
+        assert_eq!((one.len(), other.len()), (40, 60));
+        assert_eq!(one[..32], other[..32]);
+        assert_ne!(one[32..40], other[32..40]);
+        assert_eq!(split(0, 40, &[1, 2, 3]), split(9, 40, &[1, 2, 3]), "ids say all");
+        // Ids that say too little or too much.
+        assert_eq!((split(0, 50, &[1]).len(), split(0, 10, &[1, 2, 3]).len()), (50, 10));
+        assert_ne!(split(0, 50, &[1])[16..], split(1, 50, &[1])[16..]);
     }
 
     #[test]
     fn equal_seeds_give_equal_prompts() {
-        let prompt = |seed| {
-            let plan = WorkloadPlan { seed, ..workload(32, PromptMix::Distinct) };
-            Prompts::new(&Words::guessed(), &plan).expect("possible").prompt(9)
-        };
+        let prompt = |seed| Prompts::new(&Words::guessed(), seed, 32).prompt(9, 32, None).0;
         assert_eq!(prompt(1), prompt(1));
         assert_ne!(prompt(1), prompt(2));
     }

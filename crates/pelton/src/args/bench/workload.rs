@@ -4,19 +4,19 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use pelton_bench::{PromptMix, WorkloadPlan};
+use pelton_bench::{Lengths, PromptMix, WorkloadPlan};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Requests")]
 pub struct WorkloadArgs {
     /// Tokens of each prompt, as the server counts them, chat template included.
-    #[arg(long, default_value_t = 512)]
-    pub input_tokens: u32,
+    #[arg(long, default_value = "512")]
+    pub input_tokens: Lengths,
 
     /// Tokens of each answer. OpenAI servers that know ignore_eos are asked to go on after the end of text; TGI has no such
     /// field, so its answers may end earlier, and the report says how many did.
-    #[arg(long, default_value_t = 128)]
-    pub output_tokens: u32,
+    #[arg(long, default_value = "128")]
+    pub output_tokens: Lengths,
 
     /// Send one and the same prompt: the server's prefix cache will answer for most of the prefill.
     #[arg(long, conflicts_with = "shared_prefix")]
@@ -41,15 +41,16 @@ impl WorkloadArgs {
     pub fn plan(self) -> WorkloadPlan {
         let prompts = match (self.same_prompt, self.shared_prefix) {
             (true, _) => PromptMix::Same,
-            (false, Some(tokens)) => PromptMix::SharedPrefix(tokens),
+            (false, Some(tokens)) => PromptMix::SharedPrefix { tokens, groups: 1 },
             (false, None) => PromptMix::Distinct,
         };
         WorkloadPlan {
-            input_tokens: self.input_tokens,
-            output_tokens: self.output_tokens,
+            input_tokens: Some(self.input_tokens),
+            output_tokens: Some(self.output_tokens),
             prompts,
             seed: self.seed.unwrap_or_else(new_seed),
             tokenizer: self.tokenizer,
+            ..WorkloadPlan::default()
         }
     }
 }

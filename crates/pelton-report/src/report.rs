@@ -1,0 +1,155 @@
+//! Load tests told together: their names, their runs, and the runs ordered by load.
+
+use pelton_bench::Case;
+use pelton_bench::results::{Results, RunResult};
+
+/// Load tests told together, in the order given.
+#[derive(Clone, Debug)]
+pub struct Report {
+    tests: Vec<Test>,
+}
+
+/// A load test and the name under which it is told.
+#[derive(Clone, Debug)]
+pub struct Test {
+    /// Different from that of every other test of a report.
+    pub name: String,
+    /// What it left behind.
+    pub results: Results,
+}
+
+/// A run as part of a report.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// The test it belongs to.
+    pub test: &'a Test,
+    /// Which test that is.
+    pub test_index: usize,
+    /// The run itself.
+    pub run: &'a RunResult,
+    /// Whether names need the test's name, because there are several.
+    is_one_of_many: bool,
+}
+
+/// What the levels of loads are levels of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoadKind {
+    /// Users of a closed loop.
+    Users,
+    /// Requests per second of an open loop.
+    Rate,
+}
+
+/// The runs of one test with one load: repetitions of each other.
+#[derive(Clone, Debug)]
+pub struct Level<'a> {
+    /// Users, or requests per second.
+    pub level: f64,
+    /// At least one.
+    pub runs: Vec<&'a RunResult>,
+}
+
+impl Report {
+    /// Tests with their names, such as the names of their files; equal names are numbered.
+    pub fn new(named: impl IntoIterator<Item = (String, Results)>) -> Self {
+        let mut tests: Vec<Test> = Vec::new();
+        for (name, results) in named {
+            let same =
+                tests.iter().filter(|test| test.name == name || test.name.starts_with(&format!("{name} ("))).count();
+            let name = if same == 0 { name } else { format!("{name} ({})", same + 1) };
+            tests.push(Test { name, results });
+        }
+        Self { tests }
+    }
+
+    /// The tests.
+    pub fn tests(&self) -> &[Test] {
+        &self.tests
+    }
+
+    /// All runs of all tests.
+    pub fn runs(&self) -> impl Iterator<Item = Told<'_>> {
+        let is_one_of_many = self.tests.len() > 1;
+        self.tests.iter().enumerate().flat_map(move |(test_index, test)| {
+            test.results.runs.iter().map(move |run| Told { test, test_index, run, is_one_of_many })
+        })
+    }
+
+    /// The kinds of load that occur.
+    pub fn kinds(&self) -> Vec<LoadKind> {
+        let mut kinds: Vec<LoadKind> = self.runs().filter_map(|told| Some(level(&told.run.case)?.0)).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+}
+
+impl Test {
+    /// The runs with a load of this kind, by ascending level.
+    pub fn levels(&self, kind: LoadKind) -> Vec<Level<'_>> {
+        let mut levels: Vec<Level<'_>> = Vec::new();
+        for run in &self.results.runs {
+            let Some((_, level)) = level(&run.case).filter(|(of, _)| *of == kind) else { continue };
+            match levels.iter_mut().find(|known| known.level == level) {
+                Some(known) => known.runs.push(run),
+                None => levels.push(Level { level, runs: vec![run] }),
+            }
+        }
+        levels.sort_by(|a, b| a.level.total_cmp(&b.level));
+        levels
+    }
+
+    /// The model as the server names it.
+    pub fn model(&self) -> &str {
+        let server = &self.results.server;
+        server.info.get("model_id").and_then(|id| id.as_str()).unwrap_or(&server.model)
+    }
+}
+
+impl LoadKind {
+    /// Name of the axis.
+    pub fn name(self) -> &'static str {
+        match self {
+            LoadKind::Users => "users",
+            LoadKind::Rate => "rate",
+        }
+    }
+
+    /// Unit of the axis.
+    pub fn unit(self) -> &'static str {
+        match self {
+            LoadKind::Users => "",
+            LoadKind::Rate => "requests/s",
+        }
+    }
+}
+
+impl Told<'_> {
+    /// Its load, and its test's name where there are several.
+    pub fn name(&self) -> String {
+        let mut name = if self.is_one_of_many { format!("{}: ", self.test.name) } else { String::new() };
+        name.push_str(&self.run.case.to_string());
+        if self.run.repeat > 0 {
+            name.push_str(&format!(", repeat {}", self.run.repeat + 1));
+        }
+        name
+    }
+
+    /// The name as part of a file's name: letters, digits and dashes.
+    pub fn slug(&self) -> String {
+        let dashed: String = self
+            .name()
+            .chars()
+            .map(|char| if char.is_ascii_alphanumeric() || char == '.' { char } else { '-' })
+            .collect();
+        dashed.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+    }
+}
+
+/// Where a load stands among others.
+fn level(case: &Case) -> Option<(LoadKind, f64)> {
+    match (case.is_closed(), case.level()?) {
+        (true, (_, users)) => Some((LoadKind::Users, users)),
+        (false, (_, rate)) => Some((LoadKind::Rate, rate)),
+    }
+}
