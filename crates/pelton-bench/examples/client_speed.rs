@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{Api, BenchPlan, Limits, Load, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{Api, BenchPlan, Limits, Load, MetricsPlan, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
 const EVENTS: usize = 2000;
@@ -44,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             timeout: Duration::from_secs(60),
         },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
+        metrics: MetricsPlan::default(),
         load: Load::Closed { users: vec![users] },
         limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
         warmup: Warmup::Time(Duration::from_secs(1)),

@@ -27,8 +27,8 @@ pub use machine::Machine;
 pub use metric::Metric;
 pub use plan::{
     Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Lengths, Limits,
-    Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, PromptMix, Shape, Source,
-    TargetPlan, ThinkTime, Warmup, WorkloadPlan,
+    Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, MIN_METRICS_INTERVAL,
+    MetricsPlan, MetricsSource, PromptMix, Shape, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -37,6 +37,7 @@ pub use stats::{ClientCost, Counts, Distribution, ErrorSummary, PromptCheck, Rat
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
 use results::{Results, RunResult, Server};
+use scrape::Scraper;
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Counter, SAMPLE};
@@ -114,6 +115,10 @@ async fn measure(
     let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
     let requests = plan.limits.requests;
     let (workload, prompts) = Workload::prepare(&plan.workload, requests, &mut counter, reported, watch).await?;
+    let (metrics, no_metrics) = match scrape::Page::find(plan, found.api).await {
+        Ok(page) => (page, None),
+        Err(note) => (None, Some(note)),
+    };
     let began_unix_s = unix_now();
 
     let mut runs = Vec::new();
@@ -124,11 +129,14 @@ async fn measure(
         let seed = plan.workload.seed.wrapping_add(n as u64);
         let asked = Rc::new(workload.reseeded(seed));
         watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
+        let scraper = metrics.as_ref().map(Scraper::start).transpose()?;
         let began_unix_s = unix_now();
         let timeout = plan.target.timeout;
         let result = executor::run(case, Rc::clone(&client), asked, seed, timeout, &plan.limits, watch, control).await;
         let mut run = result?;
-        let summary = stats::summarise(plan, &case, &mut run);
+        let mut summary = stats::summarise(plan, &case, &mut run);
+        let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
+        summary.notes.extend(note.flatten().or_else(|| no_metrics.clone()));
         let interrupted = run.interrupted;
         let result = RunResult {
             case,
@@ -136,7 +144,7 @@ async fn measure(
             began_unix_s,
             wall_s: run.wall.as_secs_f64(),
             summary,
-            server_metrics: None,
+            server_metrics,
             dropped_us: run.dropped_us,
             rows: run.rows,
         };

@@ -453,7 +453,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Limits, Load, TargetPlan, WorkloadPlan};
+    use crate::plan::{Limits, Load, MetricsPlan, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -470,6 +470,7 @@ mod tests {
                 timeout: Duration::from_secs(1),
             },
             workload: WorkloadPlan::synthetic(10, 3, 0),
+            metrics: MetricsPlan::default(),
             load: Load::Closed { users: vec![1] },
             limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
             warmup: Warmup::Time(Duration::ZERO),

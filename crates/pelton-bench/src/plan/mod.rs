@@ -2,6 +2,7 @@
 
 mod lengths;
 mod load;
+mod metrics;
 mod target;
 mod workload;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::BenchError;
 pub use lengths::{Lengths, MAX_TOKENS, Shape};
 pub use load::{Case, Load};
+pub use metrics::{MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource};
 pub use target::{Api, TargetPlan};
 pub use workload::{
     DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
@@ -57,6 +59,9 @@ pub struct BenchPlan {
     pub target: TargetPlan,
     /// Prompts and answers.
     pub workload: WorkloadPlan,
+    /// What the server tells of itself.
+    #[serde(default)]
+    pub metrics: MetricsPlan,
     /// When requests start.
     pub load: Load,
     /// What ends a run.
@@ -86,6 +91,7 @@ impl BenchPlan {
             return refuse(format!("timeout must be in 1 ns..={MAX_DURATION:?}, given {:?}", self.target.timeout));
         }
         self.workload.check().map_err(BenchError::Plan)?;
+        self.metrics.check().map_err(BenchError::Plan)?;
         let excluded = match self.warmup {
             Warmup::Time(time) => time + self.cooldown,
             Warmup::Requests(n) if n >= limits.requests => {
