@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{Api, BenchPlan, Limits, Load, MetricsPlan, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
 const EVENTS: usize = 2000;
@@ -45,10 +45,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
         metrics: MetricsPlan::default(),
-        load: Load::Closed { users: vec![users] },
-        limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
+        load: Load::users([users]),
+        limits: Limits {
+            duration: Duration::from_secs(5),
+            requests: 10_000,
+            grace: Duration::from_secs(5),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Time(Duration::from_secs(1)),
         cooldown: Duration::ZERO,
+        goals: Goals::default(),
+        scale: Scale::default(),
     };
     let results = pelton_bench::run(&plan, Vec::new(), &mut Blind, &Control::default())?;
     let summary = &results.runs[0].summary;

@@ -2,7 +2,8 @@
 //!
 //! One direction: a [`BenchPlan`] says what; the workload makes prompts and `arrival` the start times; `executor` starts requests when they
 //! are due; `client` speaks a dialect and notes when bytes arrived; `recorder` keeps one row for each request; `stats` computes after
-//! the run; [`results`] is what is kept. Other crates tell it ([`watch`] is their view while it goes on). Nothing is computed during a run that can be computed before or after it.
+//! the run; [`results`] is what is kept. Other crates tell it ([`watch`] is their view while it goes on). Nothing is computed during a run
+//! that can be computed before or after it.
 #![forbid(unsafe_code)]
 
 mod arrival;
@@ -10,29 +11,36 @@ mod client;
 mod executor;
 mod machine;
 mod metric;
+mod open_files;
 mod plan;
 mod recorder;
 pub mod results;
 mod scrape;
+pub mod search;
+pub mod slo;
 mod stats;
 pub mod watch;
 mod workload;
 
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
 pub use plan::{
-    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Lengths, Limits,
-    Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, MIN_METRICS_INTERVAL,
-    MetricsPlan, MetricsSource, PromptMix, Shape, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
+    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
+    Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS,
+    MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource, OpenBounds, PromptMix, Scale, SearchAxis, SearchPlan, Shape,
+    Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, Waves, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
-pub use stats::{ClientCost, Counts, Distribution, ErrorSummary, PromptCheck, Rates, Summary};
+pub use stats::{
+    CaseEstimates, ClientCost, ClientLimit, Counts, Difference, Distribution, ErrorSummary, Estimate, Histograms,
+    Interval, PromptCheck, Rates, Resampled, Summary, compare, estimate,
+};
 
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
@@ -41,7 +49,6 @@ use scrape::Scraper;
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Counter, SAMPLE};
-pub use workload::trace::TraceEntry;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +79,9 @@ pub enum BenchError {
     /// The runtime could not begin.
     #[error("runtime cannot be started: {0}")]
     Runtime(std::io::Error),
+    /// Latencies cannot be put into a histogram.
+    #[error("histogram: {0}")]
+    Histogram(String),
     /// The clock of the open loop could not begin.
     #[error("thread cannot be started: {0}")]
     Thread(std::io::Error),
@@ -94,6 +104,7 @@ pub fn run(
     control: &Control,
 ) -> Result<Results, BenchError> {
     plan.check()?;
+    open_files::allow(plan.max_in_flight())?;
     let target = Target::resolve(&plan.target)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BenchError::Runtime)?;
     tokio::task::LocalSet::new().block_on(&runtime, measure(plan, target, command, watch, control))
@@ -109,51 +120,23 @@ async fn measure(
     watch.see(Sight::Preparing("asking the server what it is and how it counts tokens"));
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
+    let launch_arguments = questions.launch_arguments().await?;
     let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
     let client = Rc::new(Client::new(target, &plan.target, found.api, &found.model, lengthening));
     let (tokenizer, reported) = (plan.workload.tokenizer.as_deref(), row.prompt_tokens_reported);
     let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
     let requests = plan.limits.requests;
     let (workload, prompts) = Workload::prepare(&plan.workload, requests, &mut counter, reported, watch).await?;
-    let (metrics, no_metrics) = match scrape::Page::find(plan, found.api).await {
-        Ok(page) => (page, None),
-        Err(note) => (None, Some(note)),
-    };
-    let began_unix_s = unix_now();
-
-    let mut runs = Vec::new();
-    let cases = plan.cases();
-    let of = cases.len();
-    for (n, case) in cases.into_iter().enumerate() {
-        // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
-        let seed = plan.workload.seed.wrapping_add(n as u64);
-        let asked = Rc::new(workload.reseeded(seed));
-        watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
-        let scraper = metrics.as_ref().map(Scraper::start).transpose()?;
-        let began_unix_s = unix_now();
-        let timeout = plan.target.timeout;
-        let result = executor::run(case, Rc::clone(&client), asked, seed, timeout, &plan.limits, watch, control).await;
-        let mut run = result?;
-        let mut summary = stats::summarise(plan, &case, &mut run);
-        let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
-        summary.notes.extend(note.flatten().or_else(|| no_metrics.clone()));
-        let interrupted = run.interrupted;
-        let result = RunResult {
-            case,
-            repeat: 0,
-            began_unix_s,
-            wall_s: run.wall.as_secs_f64(),
-            summary,
-            server_metrics,
-            dropped_us: run.dropped_us,
-            rows: run.rows,
-        };
-        watch.see(Sight::Ends(&result));
-        runs.push(result);
-        if interrupted {
-            break;
-        }
+    let metrics = scrape::Page::find(plan, found.api).await;
+    if let Some(at) = plan.scale.start_at_unix_s {
+        watch.see(Sight::Preparing("waiting for the start time"));
+        wait_until(at, control).await;
     }
+    let mut tester =
+        Tester { plan, client, workload, metrics, watch, control, runs: Vec::new(), is_interrupted: false };
+    let began_unix_s = unix_now();
+    tester.run_cases().await?;
+    let runs = tester.runs;
     Ok(Results {
         format: results::FORMAT,
         pelton_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -166,10 +149,95 @@ async fn measure(
             ignores_end_of_text: lengthening != Lengthening::None,
             model: found.model,
             info: found.info,
+            launch_arguments,
         },
         prompts,
+        estimates: stats::bootstrap::estimate_cases(&runs),
+        search: None,
         runs,
     })
+}
+
+/// What every run of a test needs, and what they gave.
+struct Tester<'a> {
+    plan: &'a BenchPlan,
+    client: Rc<Client>,
+    workload: Workload,
+    /// The server's page, if it has one; or why there is none.
+    metrics: Result<Option<scrape::Page>, String>,
+    watch: &'a mut dyn Watch,
+    control: &'a Control,
+    runs: Vec<RunResult>,
+    is_interrupted: bool,
+}
+
+impl Tester<'_> {
+    /// Each case as often as wished. The first repetition of all comes before the second of any.
+    async fn run_cases(&mut self) -> Result<(), BenchError> {
+        let cases = &self.plan.load.cases;
+        let of = cases.len() * self.plan.goals.repeats as usize;
+        for repeat in 0..self.plan.goals.repeats {
+            for case in cases {
+                if self.is_interrupted {
+                    return Ok(());
+                }
+                self.run(case.clone(), repeat, of).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One run, the next of probably `of`; its result becomes the last of `runs`.
+    async fn run(&mut self, case: Case, repeat: u32, of: usize) -> Result<&RunResult, BenchError> {
+        let (plan, n) = (self.plan, self.runs.len());
+        // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
+        let seed = plan.workload.seed.wrapping_add(n as u64);
+        self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
+        let scraper = match &self.metrics {
+            Ok(Some(page)) => Some(Scraper::start(page)?),
+            _ => None,
+        };
+        let began_unix_s = unix_now();
+        let job = executor::Job {
+            case: case.clone(),
+            limits: plan.limits.clone(),
+            shard: plan.scale.shard.unwrap_or(Shard::WHOLE),
+            seed,
+            timeout: plan.target.timeout,
+            client: Rc::clone(&self.client),
+            workload: Rc::new(self.workload.reseeded(seed)),
+        };
+        let mut run = executor::run(job, self.watch, self.control).await?;
+        let mut summary = stats::summarise(plan, &case, &mut run);
+        let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
+        summary.notes.extend(note.flatten().or_else(|| self.metrics.clone().err()));
+        self.is_interrupted = run.interrupted;
+        let mut result = RunResult {
+            case,
+            repeat,
+            began_unix_s,
+            wall_s: run.wall.as_secs_f64(),
+            verdicts: plan.goals.slos.iter().map(|slo| slo.judge(&summary)).collect(),
+            summary,
+            histograms: None,
+            server_metrics,
+            dropped_us: run.dropped_us,
+            rows: run.rows,
+        };
+        self.watch.see(Sight::Ends(&result));
+        result.keep(plan.scale.keep).map_err(BenchError::Histogram)?;
+        self.runs.push(result);
+        Ok(&self.runs[n])
+    }
+}
+
+/// Waits until a unix time, or until the test shall end.
+async fn wait_until(at_unix_s: f64, control: &Control) {
+    let wait = Duration::try_from_secs_f64(at_unix_s - unix_now()).unwrap_or_default();
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = control.stopped() => {}
+    }
 }
 
 /// Seconds since 1970-01-01 UTC.

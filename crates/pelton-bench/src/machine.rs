@@ -38,25 +38,33 @@ impl Machine {
     }
 }
 
-/// How long a thread has run, and how long it waited for a processor while it could have run.
+/// Processor time of the client since some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThreadTime {
-    /// Time on a processor.
+pub struct CpuTime {
+    /// Time the calling thread was on a processor.
     pub ran: Duration,
-    /// Time in the run queue.
+    /// Time it waited for one while it could have run.
     pub waited: Duration,
+    /// Time on a processor of all threads of the process together.
+    pub process: Duration,
 }
 
-impl ThreadTime {
-    /// Of the calling thread, since it began.
+impl CpuTime {
+    /// Since the thread and the process began.
     pub fn now() -> Option<Self> {
         let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
         let mut numbers = text.split_whitespace().map(|number| number.parse().map(Duration::from_nanos));
-        Some(Self { ran: numbers.next()?.ok()?, waited: numbers.next()?.ok()? })
+        let (ran, waited) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let process = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Some(Self { ran, waited, process: Duration::try_from(process).ok()? })
     }
 
     /// What was added since `before`.
     pub fn since(self, before: Self) -> Self {
-        Self { ran: self.ran.saturating_sub(before.ran), waited: self.waited.saturating_sub(before.waited) }
+        Self {
+            ran: self.ran.saturating_sub(before.ran),
+            waited: self.waited.saturating_sub(before.waited),
+            process: self.process.saturating_sub(before.process),
+        }
     }
 }

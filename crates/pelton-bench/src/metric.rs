@@ -40,11 +40,15 @@ pub enum Metric {
     ErrorRate,
     /// Share of starts that were dropped.
     DropRate,
+    /// Answers per second that met every target.
+    Goodput,
+    /// Share of requests that met every target.
+    Attainment,
 }
 
 impl Metric {
     /// All of them, in the order of reports.
-    pub const ALL: [Metric; 15] = [
+    pub const ALL: [Metric; 17] = [
         Metric::Ttft,
         Metric::Itl,
         Metric::ChunkGap,
@@ -60,6 +64,8 @@ impl Metric {
         Metric::Concurrency,
         Metric::ErrorRate,
         Metric::DropRate,
+        Metric::Goodput,
+        Metric::Attainment,
     ];
 
     /// The name typed for it.
@@ -80,6 +86,8 @@ impl Metric {
             Metric::Concurrency => "concurrency",
             Metric::ErrorRate => "error-rate",
             Metric::DropRate => "drop-rate",
+            Metric::Goodput => "goodput",
+            Metric::Attainment => "attainment",
         }
     }
 
@@ -101,6 +109,8 @@ impl Metric {
             Metric::Concurrency => "requests running",
             Metric::ErrorRate => "failed",
             Metric::DropRate => "dropped",
+            Metric::Goodput => "requests per second that met the targets",
+            Metric::Attainment => "requests that met the targets",
         }
     }
 
@@ -116,10 +126,10 @@ impl Metric {
             | Metric::ServiceE2e
             | Metric::Lateness => "ms",
             Metric::OutputTokens => "tokens",
-            Metric::RequestsPerSecond => "requests/s",
+            Metric::RequestsPerSecond | Metric::Goodput => "requests/s",
             Metric::OutputTokensPerSecond | Metric::InputTokensPerSecond => "tokens/s",
             Metric::Concurrency => "requests",
-            Metric::ErrorRate | Metric::DropRate => "",
+            Metric::ErrorRate | Metric::DropRate | Metric::Attainment => "",
         }
     }
 
@@ -164,7 +174,29 @@ impl Metric {
                 "measured requests without a complete answer / measured requests. They are in no latency."
             }
             Metric::DropRate => "starts that found too many requests running / all starts due. Open loop only.",
+            Metric::Goodput => {
+                "good answers that became complete inside the measured window / its length. An answer is good if it is complete and the \
+                 request meets every target that judges requests: by its own value, and for itl and chunk-gap by the target's aggregate \
+                 over its own gaps."
+            }
+            Metric::Attainment => "good measured requests / (measured requests + starts dropped inside the window).",
         }
+    }
+
+    /// Whether it has one value for each request or gap; else it has one for the whole run.
+    pub fn has_distribution(self) -> bool {
+        matches!(
+            self,
+            Metric::Ttft
+                | Metric::Itl
+                | Metric::ChunkGap
+                | Metric::Tpot
+                | Metric::E2e
+                | Metric::ServiceTtft
+                | Metric::ServiceE2e
+                | Metric::Lateness
+                | Metric::OutputTokens
+        )
     }
 
     /// Its values in a run, if it has one for each request or gap.
@@ -221,6 +253,8 @@ impl Metric {
             Metric::Concurrency => Some(summary.rates.concurrency),
             Metric::ErrorRate => share(requests.failed, requests.measured),
             Metric::DropRate => share(requests.dropped, requests.started + requests.dropped),
+            Metric::Goodput => Some(summary.goodput.as_ref()?.requests_per_s),
+            Metric::Attainment => Some(summary.goodput.as_ref()?.attainment),
             _ => None,
         }
     }

@@ -1,5 +1,7 @@
 //! Raw rows: what happened to each request, nothing computed from it yet.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +135,8 @@ pub struct Row {
     pub connect_us: Option<u32>,
     /// First byte of the answer's head.
     pub first_byte_us: Option<u32>,
+    /// First event of a streamed answer, whatever it holds: a role, a comment of usage, text.
+    pub first_event_us: Option<u32>,
     /// The last byte that belongs to the answer, or the moment of failure.
     pub end_us: u32,
     /// When tokens arrived; one entry for an answer that is not streamed.
@@ -216,6 +220,8 @@ pub struct RowBuilder {
     start: Instant,
     /// The answer's words, if anyone wants them.
     words: Option<Words>,
+    /// Where tokens are counted as they arrive, and how many of this request it holds.
+    live: Option<(Rc<Cell<u64>>, u64)>,
 }
 
 /// The text of an answer. One string and positions in it: a string for each token would take several times the memory.
@@ -247,6 +253,7 @@ impl RowBuilder {
             start_us,
             connect_us: None,
             first_byte_us: None,
+            first_event_us: None,
             end_us: 0,
             arrivals: Vec::new(),
             prompt_tokens: 0,
@@ -260,7 +267,7 @@ impl RowBuilder {
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start, words: None }
+        Self { row, start, words: None, live: None }
     }
 
     /// Which request of the run it is.
@@ -278,6 +285,12 @@ impl RowBuilder {
     /// What is asked: tokens of the prompt and of the answer.
     pub fn asking(mut self, prompt_tokens: u32, wished_tokens: u32) -> Self {
         (self.row.prompt_tokens, self.row.wished_tokens) = (prompt_tokens, wished_tokens);
+        self
+    }
+
+    /// Adds tokens to `total` as they arrive; what the server counts in the end corrects it.
+    pub fn counting(mut self, total: Rc<Cell<u64>>) -> Self {
+        self.live = Some((total, 0));
         self
     }
 
@@ -333,6 +346,10 @@ impl RowBuilder {
     /// `events` with text arrived, holding `tokens`. Events of one read join.
     pub fn arrived(&mut self, at: Instant, events: u32, tokens: u32) {
         let at_us = self.after_start(at);
+        if let Some((total, mine)) = &mut self.live {
+            *mine += u64::from(tokens);
+            total.set(total.get() + u64::from(tokens));
+        }
         match self.row.arrivals.last_mut() {
             Some(last) if last.at_us == at_us => {
                 last.events = last.events.saturating_add(events);
@@ -345,6 +362,7 @@ impl RowBuilder {
     /// Something that belongs to the answer arrived.
     pub fn touch(&mut self, at: Instant) {
         self.row.end_us = self.after_start(at);
+        self.row.first_event_us.get_or_insert(self.row.end_us);
     }
 
     /// What the server says of its own time.
@@ -397,6 +415,9 @@ impl RowBuilder {
             }
         }
         self.row.failure = failure;
+        if let Some((total, mine)) = self.live {
+            total.set((total.get() + u64::from(self.row.output_tokens)).saturating_sub(mine));
+        }
         self.row
     }
 

@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::machine::Machine;
-use crate::plan::{Api, BenchPlan, Case};
+use crate::plan::{Api, BenchPlan, Case, KeepRows};
 use crate::recorder::Row;
 use crate::scrape::ServerMetrics;
-use crate::stats::Summary;
+use crate::search::Search;
+use crate::slo::Verdict;
+use crate::stats::{CaseEstimates, Histograms, Summary};
 
 /// Version of the stored form; another one is refused when read.
 pub const FORMAT: u32 = 2;
@@ -35,6 +37,11 @@ pub struct Results {
     pub prompts: PromptMaking,
     /// One for each case, and each repetition of it.
     pub runs: Vec<RunResult>,
+    /// What a search found, if one was asked for.
+    pub search: Option<Search>,
+    /// What repetitions of each case say together.
+    #[serde(default)]
+    pub estimates: Vec<CaseEstimates>,
 }
 
 /// What the server said of itself.
@@ -46,6 +53,9 @@ pub struct Server {
     pub model: String,
     /// `/info`, or else `/v1/models`, as answered.
     pub info: Value,
+    /// `/v1/launch_arguments` of happy_vllm and servers like it; null elsewhere.
+    #[serde(default)]
+    pub launch_arguments: Value,
     /// Whether the server was asked to go on after the end of text.
     pub ignores_end_of_text: bool,
 }
@@ -90,12 +100,30 @@ pub struct RunResult {
     pub wall_s: f64,
     /// What it showed.
     pub summary: Summary,
+    /// How it stands to each target of the plan.
+    #[serde(default)]
+    pub verdicts: Vec<Verdict>,
+    /// Histograms of its latencies, if rows were left out.
+    pub histograms: Option<Histograms>,
     /// The server's own metrics meanwhile, if it has any.
     pub server_metrics: Option<ServerMetrics>,
     /// Intended starts that were dropped, in microseconds after the beginning of the run.
     pub dropped_us: Vec<u64>,
     /// Every started request.
     pub rows: Vec<Row>,
+}
+
+impl RunResult {
+    /// Leaves out rows that shall not be kept; histograms take their place.
+    pub(crate) fn keep(&mut self, keep: KeepRows) -> Result<(), String> {
+        if keep == KeepRows::All {
+            return Ok(());
+        }
+        self.histograms = Some(Histograms::of(self)?);
+        self.rows.retain(|row| keep == KeepRows::Failed && row.failure.is_some());
+        self.rows.shrink_to_fit();
+        Ok(())
+    }
 }
 
 /// Why stored results cannot be read.
@@ -116,6 +144,19 @@ pub enum ReadError {
     },
 }
 
+/// What every stored form has.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default = "first_format")]
+    format: u64,
+    pelton_version: String,
+}
+
+/// It was not written then.
+fn first_format() -> u64 {
+    1
+}
+
 impl Results {
     /// Writes everything as one JSON object.
     pub fn write_json(&self, mut out: impl Write) -> Result<(), serde_json::Error> {
@@ -127,23 +168,17 @@ impl Results {
     pub fn read_json(mut from: impl Read) -> Result<Self, ReadError> {
         let mut text = String::new();
         from.read_to_string(&mut text).map_err(serde_json::Error::io)?;
-        serde_json::from_str(&text).map_err(|error| {
-            #[derive(Deserialize)]
-            struct Head {
-                #[serde(default = "first")]
-                format: u64,
-                pelton_version: String,
+        let read = serde_json::from_str(&text);
+        if let Ok(Self { format: FORMAT, .. }) = read {
+            return read.map_err(ReadError::Json);
+        }
+        // Another format may be unreadable, or readable and mean something else.
+        match serde_json::from_str::<Head>(&text) {
+            Ok(head) if head.format != u64::from(FORMAT) => {
+                Err(ReadError::Format { found: head.format, by: head.pelton_version })
             }
-            fn first() -> u64 {
-                1
-            }
-            match serde_json::from_str::<Head>(&text) {
-                Ok(head) if head.format != u64::from(FORMAT) => {
-                    ReadError::Format { found: head.format, by: head.pelton_version }
-                }
-                _ => ReadError::Json(error),
-            }
-        })
+            _ => read.map_err(ReadError::Json),
+        }
     }
 
     /// Whether at least one measured request of each run has a complete answer.

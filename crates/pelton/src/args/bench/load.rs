@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use pelton_bench::{Arrival, Limits, Load, MAX_REQUESTS, Warmup};
+use pelton_bench::{Arrival, Limits, Load, MAX_REQUESTS, OpenBounds, Warmup};
 
 use crate::args::duration::duration;
 
@@ -62,14 +62,10 @@ pub struct LoadArgs {
 impl LoadArgs {
     pub fn load(&self) -> Load {
         if self.rate.is_empty() {
-            return Load::Closed { users: self.users.clone() };
+            return Load::users(self.users.iter().copied());
         }
-        Load::Open {
-            rates: self.rate.clone(),
-            arrival: self.arrival.into(),
-            max_in_flight: self.max_in_flight,
-            late_after: self.late_after,
-        }
+        let bounds = OpenBounds { max_in_flight: self.max_in_flight, late_after: self.late_after };
+        Load::rates(self.rate.iter().copied(), self.arrival.into(), bounds)
     }
 
     pub fn limits(&self) -> Limits {
@@ -78,6 +74,7 @@ impl LoadArgs {
             duration: self.duration.unwrap_or(default_duration),
             requests: self.requests.unwrap_or(MAX_REQUESTS),
             grace: self.grace,
+            at_least: Duration::ZERO,
         }
     }
 }

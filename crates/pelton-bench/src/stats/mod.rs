@@ -12,14 +12,24 @@
 //! - **Rates** count what happened inside the window, whichever request it belonged to: answers that became complete, tokens that
 //!   arrived, prompts whose first token arrived. **Concurrency** is the mean number of running requests.
 
+pub mod bootstrap;
+mod client;
+mod goodput;
+mod histograms;
+mod values;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::executor::Run;
-use crate::plan::{BenchPlan, Case, Warmup};
+use crate::plan::{BenchPlan, Case, OpenBounds, Warmup};
 use crate::recorder::{CountedBy, Part, Row};
+use crate::slo::Goodput;
+pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, compare, estimate};
+pub use client::{ClientCost, ClientLimit};
+pub use histograms::Histograms;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +48,8 @@ pub struct Distribution {
     pub p95: f64,
     /// 99 % are not above this.
     pub p99: f64,
+    /// 99.9 % are not above this.
+    pub p999: f64,
     /// Largest.
     pub max: f64,
 }
@@ -55,6 +67,7 @@ impl Distribution {
             p90: quantile(&values, 0.9),
             p95: quantile(&values, 0.95),
             p99: quantile(&values, 0.99),
+            p999: quantile(&values, 0.999),
             max,
         })
     }
@@ -129,17 +142,6 @@ pub struct PromptCheck {
     pub max: u32,
 }
 
-/// What measuring cost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ClientCost {
-    /// Share of one processor that the measuring thread used.
-    pub busy: f64,
-    /// Share of the time in which it could have run but waited for a processor.
-    pub waiting: f64,
-    /// Processor time for each event read, in microseconds.
-    pub us_per_event: Option<f64>,
-}
-
 /// What one run showed. Durations are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -171,8 +173,12 @@ pub struct Summary {
     pub output_tokens: Option<Distribution>,
     /// Tokens of prompts.
     pub prompts: Option<PromptCheck>,
+    /// What met the targets; `None` if no target judges requests.
+    pub goodput: Option<Goodput>,
     /// `None` where the system does not tell.
     pub client: Option<ClientCost>,
+    /// In which ways the client was the limit; empty is good.
+    pub client_limits: Vec<ClientLimit>,
     /// What the reader should know before trusting the numbers.
     pub notes: Vec<String>,
 }
@@ -193,14 +199,34 @@ struct Window {
     to_us: u64,
 }
 
+impl Window {
+    fn holds(&self, at_us: u64) -> bool {
+        (self.from_us..self.to_us).contains(&at_us)
+    }
+
+    fn per_second(&self, n: u64) -> f64 {
+        let length_s = Duration::from_micros(self.to_us - self.from_us).as_secs_f64();
+        if length_s > 0.0 { n as f64 / length_s } else { 0.0 }
+    }
+}
+
 impl Row {
     fn end_at_us(&self) -> u64 {
         self.start_us + u64::from(self.end_us)
     }
 
     pub(crate) fn late_us(&self) -> u64 {
-        self.start_us - self.intended_us
+        self.start_us.saturating_sub(self.intended_us)
     }
+}
+
+fn late_ms(row: &Row) -> f64 {
+    ms(row.late_us())
+}
+
+/// To the last byte, from the real start.
+fn service_ms(row: &Row) -> f64 {
+    ms(row.end_us.into())
 }
 
 /// Marks each row's part, and computes what the run showed.
@@ -217,11 +243,8 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
     }
     let measured = || run.rows.iter().filter(|row| row.part == Part::Measured);
     let complete: Vec<&Row> = measured().filter(|row| row.failure.is_none()).collect();
-    let is_open = matches!(case, Case::Open { .. });
-    let late_after_us = match case {
-        Case::Open { late_after, .. } => late_after.as_micros() as u64,
-        Case::Closed { .. } => u64::MAX,
-    };
+    let is_open = !case.is_closed();
+    let late_after_us = case.bounds().map_or(u64::MAX, |bounds| bounds.late_after.as_micros() as u64);
     let part = |part| run.rows.iter().filter(|row| row.part == part).count() as u64;
     let requests = Counts {
         started: run.rows.len() as u64,
@@ -245,28 +268,31 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
     let of =
         |value: &dyn Fn(&Row) -> Option<f64>| Distribution::of(complete.iter().filter_map(|row| value(row)).collect());
     let service_ttft = |row: &Row| Some(ms(row.arrivals.first()?.at_us.into())).filter(|_| plan.target.stream);
-    let service_e2e = |row: &Row| Some(ms(row.end_us.into()));
-    let late = |row: &Row| ms(row.late_us());
+    let service_e2e = |row: &Row| Some(service_ms(row));
     let (mut token_gaps, mut chunk_gaps) = (Vec::new(), Vec::new());
     for row in &complete {
         gaps(row, &mut token_gaps, &mut chunk_gaps);
     }
+    let dropped = run.dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
+    let client = client::cost(run);
     let mut summary = Summary {
+        goodput: goodput::goodput(&plan.goals.slos, &plan.target, &run.rows, window, dropped),
+        client_limits: client::limits(client.as_ref(), &requests),
+        client,
         requests,
         errors,
         rates: rates(&run.rows, window),
         whole: rates(&run.rows, Window { from_us: 0, to_us: last_end + 1 }),
-        ttft_ms: of(&|row| Some(service_ttft(row)? + late(row))),
+        ttft_ms: of(&|row| Some(service_ttft(row)? + late_ms(row))),
         itl_ms: Distribution::of(token_gaps),
         chunk_gap_ms: Distribution::of(chunk_gaps),
         tpot_ms: of(&tpot),
-        e2e_ms: of(&|row| Some(service_e2e(row)? + late(row))),
+        e2e_ms: of(&|row| Some(service_e2e(row)? + late_ms(row))),
         service_ttft_ms: of(&service_ttft).filter(|_| is_open),
         service_e2e_ms: of(&service_e2e).filter(|_| is_open),
-        lateness_ms: Distribution::of(measured().map(late).collect()).filter(|_| is_open),
+        lateness_ms: Distribution::of(measured().map(late_ms).collect()).filter(|_| is_open),
         output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
         prompts: check_prompts(run.rows.iter()),
-        client: client_cost(run),
         notes: Vec::new(),
     };
     summary.notes = notes(case, run, &summary);
@@ -284,7 +310,7 @@ fn measured_window(plan: &BenchPlan, run: &Run, last_end: u64) -> Window {
 }
 
 fn rates(rows: &[Row], window: Window) -> Rates {
-    let inside = |at: u64| (window.from_us..window.to_us).contains(&at);
+    let inside = |at: u64| window.holds(at);
     let (mut requests, mut output, mut input, mut busy_us) = (0u64, 0u64, 0u64, 0u64);
     for row in rows {
         requests += u64::from(row.failure.is_none() && inside(row.end_at_us()));
@@ -298,8 +324,7 @@ fn rates(rows: &[Row], window: Window) -> Rates {
         }
         busy_us += row.end_at_us().min(window.to_us).saturating_sub(row.start_us.max(window.from_us));
     }
-    let length_s = Duration::from_micros(window.to_us - window.from_us).as_secs_f64();
-    let per_second = |n: u64| if length_s > 0.0 { n as f64 / length_s } else { 0.0 };
+    let per_second = |n: u64| window.per_second(n);
     Rates {
         from_s: window.from_us as f64 / 1e6,
         to_s: window.to_us as f64 / 1e6,
@@ -352,24 +377,6 @@ fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck>
     })
 }
 
-fn client_cost(run: &Run) -> Option<ClientCost> {
-    let time = run.client?;
-    let wall = run.wall.as_secs_f64();
-    let events: u64 = run.rows.iter().flat_map(|row| &row.arrivals).map(|arrival| u64::from(arrival.events)).sum();
-    Some(ClientCost {
-        busy: time.ran.as_secs_f64() / wall,
-        waiting: time.waited.as_secs_f64() / wall,
-        us_per_event: (events > 0).then(|| time.ran.as_secs_f64() * 1e6 / events as f64),
-    })
-}
-
-/// Above this share of a processor the client's own queue shows in the latencies: at 80 % a single server queues four of its own
-/// service times on average.
-const BUSY_LIMIT: f64 = 0.8;
-
-/// Above this share of waiting the machine has too few processors for client and server together.
-const WAITING_LIMIT: f64 = 0.05;
-
 fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
     let mut notes = Vec::new();
     let requests = &summary.requests;
@@ -413,7 +420,7 @@ fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
         _ => {}
     }
     if requests.late > 0
-        && let Case::Open { late_after, .. } = case
+        && let Some(OpenBounds { late_after, .. }) = case.bounds()
     {
         notes.push(format!(
             "{} requests started more than {late_after:?} late; latencies count from the intended start",
@@ -421,24 +428,11 @@ fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
         ));
     }
     if requests.dropped > 0
-        && let Case::Open { max_in_flight, .. } = case
+        && let Some(OpenBounds { max_in_flight, .. }) = case.bounds()
     {
         notes.push(format!("{} starts were dropped: {max_in_flight} requests were running already", requests.dropped));
     }
-    if let Some(client) = &summary.client {
-        if client.busy > BUSY_LIMIT {
-            notes.push(format!(
-                "the client was the limit: its thread was busy {:.0} % of the time",
-                100.0 * client.busy
-            ));
-        }
-        if client.waiting > WAITING_LIMIT {
-            notes.push(format!(
-                "the client waited for a processor {:.0} % of the time, which adds to the latencies: give it a core of its own",
-                100.0 * client.waiting
-            ));
-        }
-    }
+    notes.extend(summary.client_limits.iter().map(ClientLimit::to_string));
     notes
 }
 
@@ -453,7 +447,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Limits, Load, MetricsPlan, TargetPlan, WorkloadPlan};
+    use crate::plan::{Goals, Limits, Load, MetricsPlan, Scale, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -471,10 +465,17 @@ mod tests {
             },
             workload: WorkloadPlan::synthetic(10, 3, 0),
             metrics: MetricsPlan::default(),
-            load: Load::Closed { users: vec![1] },
-            limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
+            load: Load::users([1]),
+            limits: Limits {
+                duration: Duration::from_secs(10),
+                requests: 100,
+                grace: Duration::ZERO,
+                at_least: Duration::ZERO,
+            },
             warmup: Warmup::Time(Duration::ZERO),
             cooldown: Duration::ZERO,
+            goals: Goals::default(),
+            scale: Scale::default(),
         }
     }
 
@@ -528,12 +529,7 @@ mod tests {
 
     #[test]
     fn latency_counts_from_the_intended_start_and_service_from_the_real_one() {
-        let case = Case::Open {
-            rate: 1.0,
-            arrival: crate::Arrival::Constant,
-            max_in_flight: 9,
-            late_after: Duration::from_millis(10),
-        };
+        let case = Case::rate(1.0, crate::Arrival::Constant, OpenBounds::default());
         let mut run = run_of(vec![row(0, 100, 350, &[(20, 1, 1), (30, 1, 1), (50, 1, 1)], None)], None);
         let summary = summarise(&plan(), &case, &mut run);
         let p50 = |values: &Option<Distribution>| values.as_ref().expect("one value").p50;
@@ -551,7 +547,7 @@ mod tests {
         assert_eq!(tokens, [5.0, 5.0, 5.0, 5.0, 10.0]);
         assert_eq!(chunks, [0.0, 20.0, 5.0, 5.0]);
         // End to end is the first token, and then a TPOT for each further one.
-        let summary = summarise(&plan(), &Case::Closed { users: 1 }, &mut run);
+        let summary = summarise(&plan(), &Case::users(1), &mut run);
         assert_eq!(summary.tpot_ms.expect("one value").p50, 30.0 / 6.0);
     }
 
@@ -566,7 +562,7 @@ mod tests {
         let mut plan = plan();
         plan.warmup = Warmup::Time(Duration::from_secs(1));
         let mut run = run_of(rows, Some(3000));
-        let summary = summarise(&plan, &Case::Closed { users: 1 }, &mut run);
+        let summary = summarise(&plan, &Case::users(1), &mut run);
         assert_eq!(
             run.rows.iter().map(|row| row.part).collect::<Vec<_>>(),
             [Part::Warmup, Part::Measured, Part::Measured]
@@ -585,7 +581,7 @@ mod tests {
     fn a_run_limited_by_count_ends_with_its_last_answer() {
         let rows = (0..4).map(|n| row(n, 0, 0, &[(100 * (n + 1), 1, 1)], None)).collect();
         let mut run = run_of(rows, None);
-        let summary = summarise(&plan(), &Case::Closed { users: 4 }, &mut run);
+        let summary = summarise(&plan(), &Case::users(4), &mut run);
         assert!((summary.rates.requests_per_s - 10.0).abs() < 0.01, "{:?}", summary.rates);
         assert_eq!(summary.requests.short, 4);
     }
@@ -596,16 +592,43 @@ mod tests {
         let mut plan = plan();
         plan.warmup = Warmup::Requests(3);
         let mut run = run_of(rows, None);
-        let summary = summarise(&plan, &Case::Closed { users: 1 }, &mut run);
+        let summary = summarise(&plan, &Case::users(1), &mut run);
         assert_eq!((summary.requests.warmup, summary.requests.measured, summary.rates.from_s), (3, 1, 0.3));
     }
 
     #[test]
     fn a_busy_or_waiting_client_is_told() {
         let mut run = run_of(vec![row(0, 0, 0, &[(1, 1, 3)], None)], None);
-        let time = crate::machine::ThreadTime { ran: Duration::from_secs(9), waited: Duration::from_secs(1) };
-        run.client = Some(time);
-        let notes = summarise(&plan(), &Case::Closed { users: 1 }, &mut run).notes.join("\n");
+        let seconds = Duration::from_secs;
+        run.client = Some(crate::machine::CpuTime { ran: seconds(9), waited: seconds(1), process: seconds(12) });
+        let summary = summarise(&plan(), &Case::users(1), &mut run);
+        assert_eq!(summary.client_limits, [ClientLimit::Busy(0.9), ClientLimit::Waiting(0.1)]);
+        let cost = summary.client.as_ref().expect("there is a cost");
+        assert_eq!((cost.process, cost.us_per_request, cost.us_per_token), (1.2, Some(12e6), Some(4e6)));
+        let notes = summary.notes.join("\n");
         assert!(notes.contains("busy 90 %") && notes.contains("waited for a processor 10 %"), "{notes}");
+    }
+    /// Two targets, one on each request's own gaps; a failed request and a dropped start meet none.
+    #[test]
+    fn goodput_judges_each_request_by_its_own_values() {
+        let cut = Failure::new(ErrorKind::Cut, "late");
+        let rows = vec![
+            row(0, 0, 0, &[(100, 1, 1), (150, 1, 1), (200, 1, 1)], None),
+            row(1, 0, 0, &[(300, 1, 1), (310, 1, 1), (400, 1, 1)], None),
+            row(2, 0, 250, &[(100, 1, 1), (110, 1, 1), (120, 1, 1)], None),
+            row(3, 0, 0, &[(10, 1, 1), (20, 1, 1)], Some(cut)),
+        ];
+        let mut plan = plan();
+        plan.goals.slos =
+            ["ttft:p95<320ms", "itl:max<60ms", "error-rate<1%"].map(|text| text.parse().expect(text)).into();
+        let mut run = run_of(rows, Some(2000));
+        run.dropped_us = vec![500_000, 2_500_000];
+        let summary = summarise(&plan, &Case::rate(1.0, crate::Arrival::Constant, OpenBounds::default()), &mut run);
+        let goodput = summary.goodput.clone().expect("targets judge requests");
+        // Request 1 has a gap of 90 ms; request 2 started 250 ms late, so its first token took 350 ms. One drop lies inside.
+        assert_eq!((goodput.attainment, goodput.requests_per_s), (0.2, 0.5));
+        assert_eq!(goodput.by_slo.iter().map(|attained| attained.share).collect::<Vec<_>>(), [0.4, 0.4]);
+        let verdicts: Vec<_> = plan.goals.slos.iter().map(|slo| slo.judge(&summary).ok).collect();
+        assert_eq!(verdicts, [false, false, false]);
     }
 }

@@ -1,0 +1,117 @@
+//! The summary block of llm_bench: the same keys in the same order, by the formulas of its time; and the same quantities as pelton
+//! defines them.
+
+use std::fmt::{self, Write as _};
+
+use pelton_bench::results::{Results, RunResult};
+use pelton_bench::{Distribution, Part, Row};
+
+/// Width of the rules above and below the block.
+const RULE: usize = 80;
+
+/// What was typed, for the lines of the summary that only repeat it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Typed {
+    /// `openai`, `vllm`, `tgi`, ...
+    pub provider: String,
+    /// Requested mean length of the answers, and how it was spread: `200`, `uniform(200 +/- 60)`.
+    pub generation_tokens: String,
+    /// Sampling temperature.
+    pub temperature: String,
+    /// Log-probabilities asked for, `None` if none.
+    pub logprobs: Option<u32>,
+    /// Number of users, or `QPS x distribution`.
+    pub concurrency: String,
+}
+
+/// One line of the summary.
+type Line = (&'static str, String);
+
+/// The lines of the summary in their order. `Time To First Token` and `Latency Per Token` are empty without streams.
+///
+/// Formulas: time to first token from the start to the first event, whatever it holds; latency per token
+/// `(end - first event) / tokens`; total latency to the last byte; each the mean of all complete requests, warm-up included as then;
+/// Qps is requests over the time from the first start to the last end.
+pub fn lines(results: &Results, run: &RunResult, typed: &Typed) -> Vec<Line> {
+    let complete: Vec<&Row> = run.rows.iter().filter(|row| row.failure.is_none()).collect();
+    let mean = |value: &dyn Fn(&Row) -> Option<f64>| {
+        let values: Vec<f64> = complete.iter().filter_map(|row| value(row)).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let stream = results.plan.target.stream;
+    let first_ms = |row: &Row| row.first_event_us.filter(|_| stream).map(ms);
+    let per_token = |row: &Row| Some((ms(row.end_us) - first_ms(row)?) / f64::from(row.output_tokens).max(1.0));
+    let text = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let span_s = complete.iter().map(|row| row.start_us + u64::from(row.end_us)).max().map(|end| end as f64 / 1e6);
+    let prompt = mean(&|row| Some(f64::from(row.prompt_tokens_reported.unwrap_or(row.prompt_tokens))));
+    vec![
+        ("Provider", typed.provider.clone()),
+        ("Model", results.server.model.clone()),
+        ("Prompt Tokens", text(prompt)),
+        ("Generation Tokens", typed.generation_tokens.clone()),
+        ("Stream", if stream { "True" } else { "False" }.to_owned()),
+        ("Temperature", typed.temperature.clone()),
+        ("Logprobs", typed.logprobs.map_or_else(|| "None".to_owned(), |n| n.to_string())),
+        ("Concurrency", typed.concurrency.clone()),
+        ("Time To First Token", text(mean(&first_ms))),
+        ("Latency Per Token", text(mean(&per_token))),
+        ("Num Tokens", text(mean(&|row| Some(f64::from(row.output_tokens))))),
+        ("Total Latency", text(mean(&|row| Some(ms(row.end_us))))),
+        ("Num Requests", complete.len().to_string()),
+        ("Qps", text(span_s.filter(|span| *span > 0.0).map(|span| complete.len() as f64 / span))),
+    ]
+}
+
+fn ms(us: u32) -> f64 {
+    f64::from(us) / 1e3
+}
+
+/// The block as printed: a rule with the word Summary, keys padded to the longest, a plain rule.
+pub fn block(lines: &[Line]) -> String {
+    let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    let mut text = format!("{:=^RULE$}\n", " Summary ");
+    for (key, value) in lines {
+        let _ = writeln!(text, "{key:<width$}: {value}");
+    }
+    text.push_str(&"=".repeat(RULE));
+    text.push('\n');
+    text
+}
+
+/// Header and row for `--summary-file`; the header belongs into an empty file only.
+pub fn csv(lines: &[Line]) -> Result<(Vec<u8>, Vec<u8>), csv::Error> {
+    let record = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(cells)?;
+        writer.into_inner().map_err(|error| csv::Error::from(error.into_error()))
+    };
+    Ok((record(&mut lines.iter().map(|(key, _)| *key))?, record(&mut lines.iter().map(|(_, value)| value.as_str()))?))
+}
+
+/// The same quantities by pelton's definitions.
+#[derive(Debug)]
+pub struct Honest<'a>(pub &'a RunResult);
+
+impl fmt::Display for Honest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let summary = &self.0.summary;
+        let measured = self.0.rows.iter().filter(|row| row.part == Part::Measured).count();
+        writeln!(
+            f,
+            "The same run by pelton's definitions ({measured} measured requests; `pelton bench explain` has the formulas)"
+        )?;
+        let line = |f: &mut fmt::Formatter<'_>, name: &str, values: &Option<Distribution>| match values {
+            Some(values) => {
+                writeln!(f, "{name:<38}: p50 {:.2}, p95 {:.2}, p99 {:.2} ms", values.p50, values.p95, values.p99)
+            }
+            None => Ok(()),
+        };
+        line(f, "Time to first token with text", &summary.ttft_ms)?;
+        line(f, "Time per output token, (n - 1) gaps", &summary.tpot_ms)?;
+        line(f, "Inter-token latency, all gaps", &summary.itl_ms)?;
+        line(f, "End to end", &summary.e2e_ms)?;
+        writeln!(f, "{:<38}: {:.3}", "Requests/s in the measured window", summary.rates.requests_per_s)?;
+        writeln!(f, "{:<38}: {:.1}", "Output tokens/s in the measured window", summary.rates.output_tokens_per_s)?;
+        writeln!(f, "{:<38}: {}", "Failed", summary.requests.failed)
+    }
+}
