@@ -39,9 +39,9 @@ fn write_all(out: &mut String, report: &Report, charts: Option<&Charts>) -> std:
         writeln!(out)?;
     }
     table(out, "##", &tables::overview(report))?;
-    let errors = tables::errors(report);
-    if !errors.rows.is_empty() {
-        table(out, "##", &errors)?;
+    let more = [tables::intervals(report), tables::targets(report), tables::searches(report), tables::errors(report)];
+    for more in more.iter().filter(|table| !table.rows.is_empty()) {
+        table(out, "##", more)?;
     }
     if !is_one {
         let comparison = Comparison::of(report);
@@ -51,8 +51,12 @@ fn write_all(out: &mut String, report: &Report, charts: Option<&Charts>) -> std:
         }
     }
     if let Some(charts) = charts {
-        let (of_runs, others): (Vec<_>, Vec<_>) =
-            charts.all().partition(|chart| charts.runs.iter().any(|run| run.time.name == chart.name || run.requests.as_ref().is_some_and(|r| r.name == chart.name)));
+        let (of_runs, others): (Vec<_>, Vec<_>) = charts.all().partition(|chart| {
+            charts
+                .runs
+                .iter()
+                .any(|run| run.time.name == chart.name || run.requests.as_ref().is_some_and(|r| r.name == chart.name))
+        });
         writeln!(out, "## Charts\n")?;
         for chart in others {
             writeln!(out, "![{}]({}.svg)\n", chart.title, chart.name)?;
@@ -91,9 +95,8 @@ fn table(out: &mut String, level: &str, table: &Table) -> std::fmt::Result {
 fn rows(out: &mut String, table: &Table) -> std::fmt::Result {
     let cells = |row: &[String]| row.iter().map(|text| cell(text)).collect::<Vec<_>>();
     let all: Vec<Vec<String>> = std::iter::once(&table.head).chain(&table.rows).map(|row| cells(row)).collect();
-    let widths: Vec<usize> = (0..table.head.len())
-        .map(|n| all.iter().map(|row| row[n].chars().count()).max().unwrap_or(0).max(3))
-        .collect();
+    let widths: Vec<usize> =
+        (0..table.head.len()).map(|n| all.iter().map(|row| row[n].chars().count()).max().unwrap_or(0).max(3)).collect();
     for (line, row) in all.iter().enumerate() {
         out.push('|');
         for (n, (text, &width)) in row.iter().zip(&widths).enumerate() {
@@ -103,7 +106,11 @@ fn rows(out: &mut String, table: &Table) -> std::fmt::Result {
         if line == 0 {
             out.push('|');
             for (n, &width) in widths.iter().enumerate() {
-                if n < table.words { write!(out, " {:-<width$} |", "")? } else { write!(out, " {:->width$}: |", "", width = width - 1)? }
+                if n < table.words {
+                    write!(out, " {:-<width$} |", "")?
+                } else {
+                    write!(out, " {:->width$}: |", "", width = width - 1)?
+                }
             }
             out.push('\n');
         }

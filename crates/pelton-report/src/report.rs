@@ -1,7 +1,8 @@
 //! Load tests told together: their names, their runs, and the runs ordered by load.
 
-use pelton_bench::Case;
 use pelton_bench::results::{Results, RunResult};
+use pelton_bench::slo::Aggregate;
+use pelton_bench::{Case, Estimate, Interval, Metric};
 
 /// Load tests told together, in the order given.
 #[derive(Clone, Debug)]
@@ -47,6 +48,15 @@ pub struct Level<'a> {
     pub level: f64,
     /// At least one.
     pub runs: Vec<&'a RunResult>,
+    /// What the runs say together, with intervals; empty if it was not stored.
+    pub estimates: &'a [Estimate],
+}
+
+impl Level<'_> {
+    /// The interval of a number, if there is one.
+    pub fn interval(&self, metric: Metric, aggregate: Aggregate) -> Option<Interval> {
+        self.estimates.iter().find(|one| one.metric == metric && one.aggregate == aggregate)?.interval
+    }
 }
 
 impl Report {
@@ -92,6 +102,13 @@ impl Report {
         notes.into_iter().map(named).collect()
     }
 
+    /// Forgets what happened to single requests; every number of the summaries stays.
+    pub(crate) fn drop_rows(&mut self) {
+        for run in self.tests.iter_mut().flat_map(|test| &mut test.results.runs) {
+            (run.rows, run.dropped_us) = (Vec::new(), Vec::new());
+        }
+    }
+
     /// The kinds of load that occur.
     pub fn kinds(&self) -> Vec<LoadKind> {
         let mut kinds: Vec<LoadKind> = self.runs().filter_map(|told| Some(level(&told.run.case)?.0)).collect();
@@ -109,7 +126,11 @@ impl Test {
             let Some((_, level)) = level(&run.case).filter(|(of, _)| *of == kind) else { continue };
             match levels.iter_mut().find(|known| known.level == level) {
                 Some(known) => known.runs.push(run),
-                None => levels.push(Level { level, runs: vec![run] }),
+                None => {
+                    let estimates = self.results.estimates.iter().find(|estimates| estimates.case == run.case);
+                    let estimates = estimates.map_or(&[][..], |estimates| &estimates.estimates);
+                    levels.push(Level { level, runs: vec![run], estimates });
+                }
             }
         }
         levels.sort_by(|a, b| a.level.total_cmp(&b.level));
@@ -163,10 +184,8 @@ impl Told<'_> {
     }
 }
 
-/// Where a load stands among others.
+/// Where a load stands among others; `None` if it changes in the run.
 pub(crate) fn level(case: &Case) -> Option<(LoadKind, f64)> {
-    match case {
-        Case::Closed { users } => Some((LoadKind::Users, *users as f64)),
-        Case::Open { rate, .. } => Some((LoadKind::Rate, *rate)),
-    }
+    let (_, level) = case.level()?;
+    Some((if case.is_closed() { LoadKind::Users } else { LoadKind::Rate }, level))
 }

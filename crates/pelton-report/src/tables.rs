@@ -1,9 +1,10 @@
 //! The tables of a report, the same in every form.
 
 use pelton_bench::results::RunResult;
-use pelton_bench::{Distribution, Metric};
+use pelton_bench::slo::Aggregate;
+use pelton_bench::{Distribution, Estimate, Metric};
 
-use crate::numbers::{number, percent};
+use crate::numbers::{number, percent, plain};
 use crate::report::Report;
 
 /// A table of texts.
@@ -80,12 +81,15 @@ fn pick(values: &Option<Distribution>, which: fn(&Distribution) -> f64) -> Strin
 
 /// One line for each metric of a run that has one value for each request or gap.
 pub fn distributions(run: &RunResult) -> Table {
-    let mut table =
-        Table::new("Distributions", 1, &["metric", "unit", "p50", "p90", "p95", "p99", "max", "mean", "values"]);
+    let mut table = Table::new(
+        "Distributions",
+        1,
+        &["metric", "unit", "p50", "p90", "p95", "p99", "p99.9", "max", "mean", "values"],
+    );
     for metric in Metric::ALL {
         let Some(values) = metric.distribution(&run.summary) else { continue };
         let mut row = vec![metric.title().to_owned(), metric.unit().to_owned()];
-        row.extend([values.p50, values.p90, values.p95, values.p99, values.max, values.mean].map(number));
+        row.extend([values.p50, values.p90, values.p95, values.p99, values.p999, values.max, values.mean].map(number));
         row.push(values.count.to_string());
         table.rows.push(row);
     }
@@ -103,6 +107,85 @@ pub fn errors(report: &Report) -> Table {
         }
     }
     table
+}
+
+/// How each run stands to the targets of its plan; without rows if there are none.
+pub fn targets(report: &Report) -> Table {
+    let mut table = Table::new("Targets", 2, &["run", "target", "measured", "met", "requests that met it"]);
+    for told in report.runs() {
+        for verdict in &told.run.verdicts {
+            let goodput = told.run.summary.goodput.as_ref();
+            let attained = goodput.and_then(|goodput| goodput.by_slo.iter().find(|one| one.slo == verdict.slo));
+            table.rows.push(vec![
+                told.name(),
+                verdict.slo.to_string(),
+                verdict.value.map_or_else(|| "-".to_owned(), |value| with_unit(value, verdict.slo.metric)),
+                if verdict.ok { "yes" } else { "no" }.to_owned(),
+                attained.map_or_else(|| "-".to_owned(), |one| percent(one.share)),
+            ]);
+        }
+    }
+    table
+}
+
+/// What searches for the highest load tried; without rows if there was none.
+pub fn searches(report: &Report) -> Table {
+    let mut table = Table::new(
+        "Search for the highest load",
+        2,
+        &["test", "load", "runs that met the targets", "runs that missed them"],
+    );
+    for test in report.tests() {
+        let Some(search) = &test.results.search else { continue };
+        for level in &search.levels {
+            let is_answer = search.answer == Some(level.level);
+            let load = format!("{}{}", plain(level.level), if is_answer { " (the answer)" } else { "" });
+            table.rows.push(vec![test.name.clone(), load, level.met.to_string(), level.missed.to_string()]);
+        }
+    }
+    table
+}
+
+/// Where the numbers of each load lie with a confidence of 95 %; without rows if no interval is known.
+pub fn intervals(report: &Report) -> Table {
+    let shown = [
+        (Metric::OutputTokensPerSecond, Aggregate::Value, "output tokens/s"),
+        (Metric::Ttft, Aggregate::P50, "TTFT p50 (ms)"),
+        (Metric::Ttft, Aggregate::P99, "TTFT p99 (ms)"),
+        (Metric::Itl, Aggregate::P50, "ITL p50 (ms)"),
+        (Metric::Itl, Aggregate::P99, "ITL p99 (ms)"),
+        (Metric::E2e, Aggregate::P50, "E2E p50 (ms)"),
+    ];
+    let head: Vec<&str> = ["load", "repeats"].into_iter().chain(shown.iter().map(|(_, _, name)| *name)).collect();
+    let mut table = Table::new("With a confidence of 95 %", 1, &head);
+    let is_one = report.tests().len() == 1;
+    for test in report.tests() {
+        for case in test.results.estimates.iter().filter(|case| case.estimates.iter().any(|one| one.interval.is_some()))
+        {
+            let name = if is_one { case.case.to_string() } else { format!("{}: {}", test.name, case.case) };
+            let mut row = vec![name, case.runs.len().to_string()];
+            for (metric, aggregate, _) in shown {
+                let found = case.estimates.iter().find(|one| one.metric == metric && one.aggregate == aggregate);
+                row.push(match found {
+                    Some(Estimate { value, interval: Some(interval), .. }) => {
+                        format!("{} [{}, {}]", number(*value), number(interval.low), number(interval.high))
+                    }
+                    Some(estimate) => number(estimate.value),
+                    None => "-".to_owned(),
+                });
+            }
+            table.rows.push(row);
+        }
+    }
+    table
+}
+
+/// A value as its metric is written.
+fn with_unit(value: f64, metric: Metric) -> String {
+    match metric.unit() {
+        "" => percent(value),
+        unit => format!("{} {unit}", number(value)),
+    }
 }
 
 /// Numbers and words of a whole run: rates, requests, what measuring cost.
@@ -141,6 +224,16 @@ pub fn whole_run(run: &RunResult) -> Vec<(&'static str, String)> {
                 rates.concurrency,
                 rates.from_s,
                 rates.to_s
+            ),
+        ));
+    }
+    if let Some(goodput) = &summary.goodput {
+        lines.push((
+            "goodput",
+            format!(
+                "{:.2} requests/s; {} of the requests met all targets",
+                goodput.requests_per_s,
+                percent(goodput.attainment)
             ),
         ));
     }

@@ -30,6 +30,7 @@ use crate::slo::Goodput;
 pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, compare, estimate};
 pub use client::{ClientCost, ClientLimit};
 pub use histograms::Histograms;
+pub(crate) use values::of_requests;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

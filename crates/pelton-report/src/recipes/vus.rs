@@ -99,10 +99,8 @@ fn published(users: Option<usize>) -> (String, String) {
 }
 
 fn users(case: &Case) -> Option<usize> {
-    match *case {
-        Case::Closed { users } => Some(users),
-        Case::Open { .. } => None,
-    }
+    let (_, users) = case.level().filter(|_| case.is_closed())?;
+    Some(users as usize)
 }
 
 /// What the server told of the measured, complete requests.
