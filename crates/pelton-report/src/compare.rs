@@ -2,7 +2,7 @@
 
 use pelton_bench::results::RunResult;
 use pelton_bench::slo::Aggregate;
-use pelton_bench::{Difference, Metric, compare};
+use pelton_bench::{Difference, Distribution, Metric, compare};
 
 use crate::numbers::number;
 use crate::report::{LoadKind, Report, Test};
@@ -80,7 +80,14 @@ impl<'a> Comparison<'a> {
         }
         let mut table = Table { title: place.title.clone(), head, rows: Vec::new(), words: 2 };
         for (metric, aggregate) in numbers() {
-            let values: Vec<Option<f64>> = place.runs.iter().map(|runs| value(runs, metric, aggregate)).collect();
+            let differences: Vec<Option<Difference>> =
+                place.runs[1..].iter().map(|runs| compare(&place.runs[0], runs, metric, aggregate)).collect();
+            let first = differences.iter().flatten().next().map(|difference| difference.a);
+            let mut values = vec![first.or_else(|| median(&place.runs[0], metric, aggregate))];
+            for (runs, difference) in place.runs[1..].iter().zip(&differences) {
+                let value = difference.as_ref().map(|difference| difference.b);
+                values.push(value.or_else(|| median(runs, metric, aggregate)));
+            }
             let is_silent = |value: &Option<f64>| value.is_none_or(|value| metric == Metric::DropRate && value == 0.0);
             if values.iter().all(is_silent) {
                 continue;
@@ -93,10 +100,7 @@ impl<'a> Comparison<'a> {
             for (n, value) in values.iter().enumerate() {
                 row.push(value.map_or_else(|| "-".to_owned(), number));
                 if n > 0 {
-                    row.push(match compare(&place.runs[0], &place.runs[n], metric, aggregate) {
-                        Some(difference) => change(&difference),
-                        None => "-".to_owned(),
-                    });
+                    row.push(differences[n - 1].as_ref().map_or_else(|| "-".to_owned(), change));
                 }
             }
             table.rows.push(row);
@@ -119,10 +123,10 @@ fn numbers() -> Vec<(Metric, Aggregate)> {
     numbers
 }
 
-/// The value of the repeats together, as [`compare`] sees them.
-fn value(runs: &[&RunResult], metric: Metric, aggregate: Aggregate) -> Option<f64> {
-    let one = compare(runs, runs, metric, aggregate)?;
-    Some(one.a)
+/// Of the repeats, where there is nothing to compare with.
+fn median(runs: &[&RunResult], metric: Metric, aggregate: Aggregate) -> Option<f64> {
+    let values = runs.iter().filter_map(|run| aggregate.in_run(metric, &run.summary));
+    Some(Distribution::of(values.collect())?.p50)
 }
 
 /// The change in words: how much, in which direction, how sure.

@@ -166,10 +166,7 @@ impl Told<'_> {
     /// Its load, and its test's name where there are several.
     pub fn name(&self) -> String {
         let mut name = if self.is_one_of_many { format!("{}: ", self.test.name) } else { String::new() };
-        name.push_str(&self.run.case.to_string());
-        if self.run.repeat > 0 {
-            name.push_str(&format!(", repeat {}", self.run.repeat + 1));
-        }
+        name.push_str(&run_name(self.run));
         name
     }
 
@@ -182,6 +179,11 @@ impl Told<'_> {
             .collect();
         dashed.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
     }
+}
+
+/// A run's load, and which repetition it is if it is not the first.
+pub(crate) fn run_name(run: &RunResult) -> String {
+    if run.repeat == 0 { run.case.to_string() } else { format!("{}, repeat {}", run.case, run.repeat + 1) }
 }
 
 /// Where a load stands among others; `None` if it changes in the run.

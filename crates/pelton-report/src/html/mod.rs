@@ -44,8 +44,12 @@ pub fn html(report: &Report) -> String {
             (warnings(report))
             h2 id="runs" { "Runs" }
             (table(&tables::overview(report)))
-            @for more in [tables::intervals(report), tables::targets(report), tables::searches(report), tables::errors(report)] {
+            @for more in [tables::intervals(report), tables::targets(report), tables::errors(report)] {
                 @if !more.rows.is_empty() { h3 { (more.title) } (table(&more)) }
+            }
+            @for test in report.tests() {
+                @let search = tables::search(&test.results);
+                @if !search.rows.is_empty() { h3 { (search.title) ": " (test.name) } (table(&search)) }
             }
             @if report.tests().len() > 1 { (comparison(report)) }
             @if !charts.loads.is_empty() {

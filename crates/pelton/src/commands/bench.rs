@@ -1,6 +1,7 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod report;
 
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
@@ -20,6 +21,9 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Report(args)) => report::report(&args),
+        Some(BenchCommand::Compare(args)) => report::compare(&args),
+        Some(BenchCommand::Explain(args)) => report::explain(&args),
         None => load_test(args.test),
     }
 }
