@@ -17,6 +17,7 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
     let counted = match results.prompts.counted_by {
         TokenSource::Tokenizer => "counted by the tokenizer given",
         TokenSource::Server => "counted by the server",
+        TokenSource::Usage => "counted by the answers to a few requests before the run",
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
     let workload = &plan.workload;

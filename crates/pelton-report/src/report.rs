@@ -189,5 +189,9 @@ pub(crate) fn run_name(run: &RunResult) -> String {
 /// Where a load stands among others; `None` if it changes in the run.
 pub(crate) fn level(case: &Case) -> Option<(LoadKind, f64)> {
     let (_, level) = case.level()?;
-    Some((if case.is_closed() { LoadKind::Users } else { LoadKind::Rate }, level))
+    match case {
+        Case::Closed { .. } => Some((LoadKind::Users, level)),
+        Case::Open { .. } => Some((LoadKind::Rate, level)),
+        Case::Waves(_) => None,
+    }
 }

@@ -13,6 +13,7 @@ use pelton_live::Line;
 use pelton_report::console::Console;
 
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
+use crate::commands::output::OutputFile;
 
 /// Flags whose values are not written to any file.
 const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
@@ -38,6 +39,10 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
+    let page = match &args.output.html {
+        Some(path) => Some((path.clone(), OutputFile::create(path)?)),
+        None => None,
+    };
     let mut watch: Box<dyn Watch> = if args.output.quiet { Box::new(Blind) } else { Box::new(Line::new()) };
     let plan = args.plan();
     let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &Control::default())?;
@@ -46,7 +51,11 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     if let Some((path, mut file)) = output {
         results.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    Ok(if results.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let has_results = results.has_results();
+    if let Some((path, file)) = page {
+        file.write_text(&report::page(report::name_of(&path), results))?;
+    }
+    Ok(if has_results { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Seconds since 1970-01-01 UTC.

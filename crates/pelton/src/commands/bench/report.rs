@@ -48,13 +48,11 @@ pub fn explain(args: &ExplainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the page of results that were just measured.
-pub fn write_page(results: Results, path: &Path) -> Result<()> {
-    let report = Report::new([(name_of(path), results)]);
-    write(path, pelton_report::html(&report).as_bytes())
+/// The page of results that were just measured.
+pub fn page(name: String, results: Results) -> String {
+    pelton_report::html(&Report::new([(name, results)]))
 }
 
-/// Tests are named by their files.
 fn read(paths: &[PathBuf]) -> Result<Report> {
     let mut named = Vec::new();
     for path in paths {
@@ -65,7 +63,8 @@ fn read(paths: &[PathBuf]) -> Result<Report> {
     Ok(Report::new(named))
 }
 
-fn name_of(path: &Path) -> String {
+/// Tests are named by their files.
+pub fn name_of(path: &Path) -> String {
     path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned())
 }
 
