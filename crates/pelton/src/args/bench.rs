@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod load;
+pub mod report;
 pub mod target;
 pub mod workload;
 
@@ -31,6 +32,12 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
     Engine(Box<engine::EngineArgs>),
+    /// Tell stored load tests: as text, tables, charts, or one HTML page.
+    Report(report::ReportArgs),
+    /// Set stored load tests side by side, with confidence intervals of their differences.
+    Compare(report::CompareArgs),
+    /// Print the formula of each number.
+    Explain(report::ExplainArgs),
 }
 
 /// Everything about one load test.
@@ -70,6 +77,10 @@ pub struct OutputArgs {
     /// File for everything as JSON: plan, machine, server, summary, and one row for each request with the time of every arrival.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+
+    /// File for the report as one HTML page with interactive charts; see also `pelton bench report`.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 
     /// No progress line.
     #[arg(long, short)]

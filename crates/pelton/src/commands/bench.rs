@@ -1,6 +1,7 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod report;
 
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use pelton_live::Line;
 use pelton_report::console::Console;
 
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
+use crate::commands::output::OutputFile;
 
 /// Flags whose values are not written to any file.
 const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
@@ -20,6 +22,9 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Report(args)) => report::report(&args),
+        Some(BenchCommand::Compare(args)) => report::compare(&args),
+        Some(BenchCommand::Explain(args)) => report::explain(&args),
         None => load_test(args.test),
     }
 }
@@ -34,6 +39,10 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
+    let page = match &args.output.html {
+        Some(path) => Some((path.clone(), OutputFile::create(path)?)),
+        None => None,
+    };
     let mut watch: Box<dyn Watch> = if args.output.quiet { Box::new(Blind) } else { Box::new(Line::new()) };
     let plan = args.plan();
     let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &Control::default())?;
@@ -42,7 +51,11 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     if let Some((path, mut file)) = output {
         results.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    Ok(if results.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let has_results = results.has_results();
+    if let Some((path, file)) = page {
+        file.write_text(&report::page(report::name_of(&path), results))?;
+    }
+    Ok(if has_results { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Seconds since 1970-01-01 UTC.
