@@ -263,6 +263,7 @@ impl Tester<'_> {
             repeat,
             began_unix_s,
             wall_s: run.wall.as_secs_f64(),
+            is_interrupted: run.interrupted,
             verdicts: plan.goals.slos.iter().map(|slo| slo.judge(&summary)).collect(),
             summary,
             histograms: None,

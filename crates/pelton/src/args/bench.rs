@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod load;
+pub mod recipe;
 pub mod report;
 pub mod target;
 pub mod workload;
@@ -32,6 +33,10 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
     Engine(Box<engine::EngineArgs>),
+    /// Make a report that people of this field know: k6's table of text-generation-inference, the model card of happy_vllm, llm_bench's
+    /// summary, ... One command each, against any server.
+    #[command(subcommand)]
+    Recipe(Box<recipe::Recipe>),
     /// Tell stored load tests: as text, tables, charts, or one HTML page.
     Report(report::ReportArgs),
     /// Set stored load tests side by side, with confidence intervals of their differences.

@@ -1,6 +1,7 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod recipe;
 mod report;
 
 use std::io::{BufWriter, Write};
@@ -22,6 +23,7 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Recipe(recipe)) => recipe::run(*recipe),
         Some(BenchCommand::Report(args)) => report::report(&args),
         Some(BenchCommand::Compare(args)) => report::compare(&args),
         Some(BenchCommand::Explain(args)) => report::explain(&args),
