@@ -45,7 +45,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
         load: Load::users([users]),
-        limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
+        limits: Limits {
+            duration: Duration::from_secs(5),
+            requests: 10_000,
+            grace: Duration::from_secs(5),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Time(Duration::from_secs(1)),
         cooldown: Duration::ZERO,
         goals: Goals::default(),

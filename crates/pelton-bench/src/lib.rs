@@ -33,9 +33,10 @@ pub use machine::Machine;
 pub use metric::Metric;
 pub use outcome::Outcome;
 pub use plan::{
-    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Goals, KeepRows, Lengths, Limits, Load,
-    MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds, PromptMix, Scale,
-    SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, WorkloadPlan,
+    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
+    Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds,
+    PromptMix, Scale, SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users,
+    Warmup, Waves, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -46,12 +47,11 @@ pub use stats::{
 
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
-use results::{PromptMaking, Results, RunResult, Server, TokenSource};
+use results::{Results, RunResult, Server};
 use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
-use workload::count::{Local, Remote};
-use workload::synthetic::Words;
+use workload::count::{Counter, SAMPLE};
 pub use workload::trace::TraceEntry;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
@@ -124,33 +124,18 @@ async fn measure(
     watch.see(Sight::Preparing("asking the server what it is and how it counts tokens"));
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
-    let (mut words, counted_by) = match &plan.workload.tokenizer {
-        Some(path) => (Words::calibrate(&mut Local::load(path)?).await?, TokenSource::Tokenizer),
-        None => match questions.tokenize_form(&found).await? {
-            Some(form) => {
-                let mut remote = Remote { questions: &mut questions, form, model: &found.model };
-                (Words::calibrate(&mut remote).await?, TokenSource::Server)
-            }
-            None => (Words::guessed(), TokenSource::Guess),
-        },
-    };
-    let (sample, counted) = words.sample();
-    let (lengthening, row) = questions.lengthening(plan, &found, &sample).await?;
-    if let Some(reported) = row.prompt_tokens_reported
-        && counted_by != TokenSource::Guess
-    {
-        words.learn_overhead(counted, reported);
-    }
-    let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
-    let client = Rc::new(client);
     let launch_arguments = questions.launch_arguments().await?;
-    let workload = Workload::prepare(&plan.workload, &words)?;
+    let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
+    let client = Rc::new(Client::new(target, &plan.target, found.api, &found.model, lengthening));
+    let (tokenizer, reported) = (plan.workload.tokenizer.as_deref(), row.prompt_tokens_reported);
+    let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
+    let requests = plan.limits.requests;
+    let (workload, prompts) = Workload::prepare(&plan.workload, requests, &mut counter, reported, watch).await?;
     if let Some(at) = plan.scale.start_at_unix_s {
         watch.see(Sight::Preparing("waiting for the start time"));
         wait_until(at, control).await;
     }
-    let mut tester =
-        Tester { plan, client, workload: &workload, watch, control, runs: Vec::new(), is_interrupted: false };
+    let mut tester = Tester { plan, client, workload, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
     let search = match &plan.goals.search {
         Some(search) => Some(tester.search(search).await?),
@@ -174,7 +159,7 @@ async fn measure(
             info: found.info,
             launch_arguments,
         },
-        prompts: PromptMaking { counted_by, overhead: words.overhead() },
+        prompts,
         estimates: stats::bootstrap::estimate_cases(&runs),
         search,
         runs,
@@ -185,7 +170,7 @@ async fn measure(
 struct Tester<'a> {
     plan: &'a BenchPlan,
     client: Rc<Client>,
-    workload: &'a Workload,
+    workload: Workload,
     watch: &'a mut dyn Watch,
     control: &'a Control,
     runs: Vec<RunResult>,
@@ -249,7 +234,6 @@ impl Tester<'_> {
         let (plan, n) = (self.plan, self.runs.len());
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let seed = plan.workload.seed.wrapping_add(n as u64);
-        let asked = Rc::new(self.workload.reseeded(seed));
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
         let began_unix_s = unix_now();
         let job = executor::Job {
@@ -259,7 +243,7 @@ impl Tester<'_> {
             seed,
             timeout: plan.target.timeout,
             client: Rc::clone(&self.client),
-            workload: asked,
+            workload: Rc::new(self.workload.reseeded(seed)),
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
         let summary = stats::summarise(plan, &case, &mut run);

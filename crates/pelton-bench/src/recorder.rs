@@ -218,10 +218,10 @@ mod columns {
 pub struct RowBuilder {
     row: Row,
     start: Instant,
-    /// Where tokens are counted as they arrive, and how many of this request it holds.
-    live: Option<(Rc<Cell<u64>>, u64)>,
     /// The answer's words, if anyone wants them.
     words: Option<Words>,
+    /// Where tokens are counted as they arrive, and how many of this request it holds.
+    live: Option<(Rc<Cell<u64>>, u64)>,
 }
 
 /// The text of an answer. One string and positions in it: a string for each token would take several times the memory.
@@ -267,7 +267,7 @@ impl RowBuilder {
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start, live: None, words: None }
+        Self { row, start, words: None, live: None }
     }
 
     /// Which request of the run it is.

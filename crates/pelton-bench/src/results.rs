@@ -67,6 +67,10 @@ pub struct PromptMaking {
     pub counted_by: TokenSource,
     /// Tokens that the server adds to each prompt, as a request before the run showed.
     pub overhead: i64,
+    /// Share of prompt tokens that a prefix cache without limits is expected to find once it is warm, 0 to 1.
+    pub expected_hit_share: f64,
+    /// Where prompts come from and what was left out, for the reader.
+    pub notes: Vec<String>,
 }
 
 /// What counts the tokens of a prompt before the run.
@@ -77,7 +81,9 @@ pub enum TokenSource {
     Tokenizer,
     /// The server's `/tokenize`.
     Server,
-    /// Nothing: each word is taken for one token.
+    /// The server's reports of prompts it was sent before the run.
+    Usage,
+    /// Nothing: each word is taken for one token, four bytes of other texts.
     Guess,
 }
 

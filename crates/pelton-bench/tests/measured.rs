@@ -29,7 +29,12 @@ fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan
         },
         workload: WorkloadPlan::synthetic(40, output_tokens, 1),
         load,
-        limits: Limits { duration: Duration::from_secs(30), requests, grace: Duration::from_secs(10) },
+        limits: Limits {
+            duration: Duration::from_secs(30),
+            requests,
+            grace: Duration::from_secs(10),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
         goals: Goals::default(),

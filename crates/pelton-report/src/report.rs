@@ -75,6 +75,23 @@ impl Report {
         })
     }
 
+    /// What the reader should know before trusting the numbers: each note once, with the names of the runs it is from; without names if
+    /// it is from the only run.
+    pub fn notes(&self) -> Vec<(String, String)> {
+        let mut notes: Vec<(String, Vec<String>)> = Vec::new();
+        for told in self.runs() {
+            for note in &told.run.summary.notes {
+                match notes.iter_mut().find(|(known, _)| known == note) {
+                    Some((_, runs)) => runs.push(told.name()),
+                    None => notes.push((note.clone(), vec![told.name()])),
+                }
+            }
+        }
+        let is_one = self.runs().count() == 1;
+        let named = |(note, runs): (String, Vec<String>)| (note, if is_one { String::new() } else { runs.join("; ") });
+        notes.into_iter().map(named).collect()
+    }
+
     /// The kinds of load that occur.
     pub fn kinds(&self) -> Vec<LoadKind> {
         let mut kinds: Vec<LoadKind> = self.runs().filter_map(|told| Some(level(&told.run.case)?.0)).collect();
@@ -147,9 +164,11 @@ impl Told<'_> {
 }
 
 /// Where a load stands among others.
-fn level(case: &Case) -> Option<(LoadKind, f64)> {
-    match (case.is_closed(), case.level()?) {
-        (true, (_, users)) => Some((LoadKind::Users, users)),
-        (false, (_, rate)) => Some((LoadKind::Rate, rate)),
+pub(crate) fn level(case: &Case) -> Option<(LoadKind, f64)> {
+    let (_, level) = case.level()?;
+    match case {
+        Case::Closed { .. } => Some((LoadKind::Users, level)),
+        Case::Open { .. } => Some((LoadKind::Rate, level)),
+        Case::Waves(_) => None,
     }
 }

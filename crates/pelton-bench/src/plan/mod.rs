@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use crate::BenchError;
 pub use goals::{Goals, SearchAxis, SearchPlan};
 pub use lengths::{Lengths, MAX_TOKENS, Shape};
-pub use load::{Case, Load, OpenBounds, Stage, Starts, Users};
+pub use load::{Case, Load, OpenBounds, Stage, Starts, Users, Waves};
 pub use scale::{KeepRows, Scale, Shard};
 pub use target::{Api, TargetPlan};
 pub use workload::{
-    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix, Source, ThinkTime,
-    WorkloadPlan,
+    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
+    Source, ThinkTime, WorkloadPlan,
 };
 
 /// Most requests of one run: the start times and rows of a run are kept in memory.
@@ -39,6 +39,9 @@ pub struct Limits {
     pub duration: Duration,
     /// Number of requests, shared by all users, warm-up included.
     pub requests: u64,
+    /// The number of requests ends no closed loop before this time; [`MAX_REQUESTS`] does.
+    #[serde(with = "seconds", rename = "at_least_s", default)]
+    pub at_least: Duration,
     /// How long requests that still run at the end may go on before they are cut.
     #[serde(with = "seconds", rename = "grace_s")]
     pub grace: Duration,

@@ -490,7 +490,12 @@ mod tests {
             },
             workload: WorkloadPlan::synthetic(10, 3, 0),
             load: Load::users([1]),
-            limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
+            limits: Limits {
+                duration: Duration::from_secs(10),
+                requests: 100,
+                grace: Duration::ZERO,
+                at_least: Duration::ZERO,
+            },
             warmup: Warmup::Time(Duration::ZERO),
             cooldown: Duration::ZERO,
             goals: Goals::default(),

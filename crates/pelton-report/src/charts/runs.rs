@@ -219,7 +219,7 @@ fn evenly(n: usize, limit: usize) -> Vec<usize> {
 fn course(told: &Told<'_>) -> Chart {
     let run = told.run;
     let bins = Bins::of(run);
-    let seconds = || Axis::new("time since the beginning of the run").unit("s").span(0.0, run.wall_s);
+    let seconds = || Axis::new("time in the run").unit("s").span(0.0, run.wall_s);
     let window = &run.summary.rates;
     let link = told.slug();
     let figure = |title: String, y: Axis| {
@@ -238,7 +238,7 @@ fn course(told: &Told<'_>) -> Chart {
 
     let every = crate::numbers::plain(bins.width_s);
     let mut note = format!("Means of {every} s.");
-    if window.from_s > 0.0 || window.to_s < 0.99 * run.wall_s {
+    if window.from_s > 0.01 * run.wall_s || window.to_s < 0.99 * run.wall_s {
         note.push_str(" Grey: not in the summary.");
     }
     let tokens = figure(format!("Tokens over time, {}", told.name()), Axis::new("tokens").unit("tokens/s").from_zero())
@@ -383,7 +383,7 @@ fn waterfall(told: &Told<'_>) -> Option<Chart> {
     let height = (110.0 + 4.5 * chosen.len() as f64).clamp(220.0, 650.0) as u32;
     let mut figure = Figure::new(
         &title,
-        Axis::new("time since the beginning of the run").unit("s"),
+        Axis::new("time in the run").unit("s"),
         Axis::new("requests by intended start").span(-0.7, chosen.len() as f64 - 0.3).bare(),
     )
     .size(800, height)

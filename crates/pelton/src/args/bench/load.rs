@@ -74,6 +74,7 @@ impl LoadArgs {
             duration: self.duration.unwrap_or(default_duration),
             requests: self.requests.unwrap_or(MAX_REQUESTS),
             grace: self.grace,
+            at_least: Duration::ZERO,
         }
     }
 }
