@@ -12,7 +12,7 @@ pub mod workload;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use pelton_bench::{BenchPlan, SearchAxis, SearchPlan, Source};
+use pelton_bench::{BenchPlan, MetricsPlan, SearchAxis, SearchPlan, Source};
 
 /// Measure a text-generation server under load.
 ///
@@ -91,6 +91,7 @@ impl TestArgs {
             limits: self.load.limits(),
             warmup: self.load.warmup,
             cooldown: self.load.cooldown,
+            metrics: MetricsPlan::default(),
             goals,
             scale: self.scale.scale(),
         }
