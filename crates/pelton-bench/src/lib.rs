@@ -10,8 +10,10 @@ mod arrival;
 mod client;
 mod executor;
 mod machine;
+pub mod merge;
 mod metric;
 mod open_files;
+mod outcome;
 mod plan;
 mod recorder;
 pub mod results;
@@ -24,11 +26,12 @@ mod workload;
 
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
+pub use outcome::Outcome;
 pub use plan::{
     Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
     Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS,
@@ -46,6 +49,7 @@ use client::probe::Questions;
 use client::{Client, Lengthening, Target};
 use results::{Results, RunResult, Server};
 use scrape::Scraper;
+use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Counter, SAMPLE};
@@ -135,7 +139,13 @@ async fn measure(
     let mut tester =
         Tester { plan, client, workload, metrics, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
-    tester.run_cases().await?;
+    let search = match &plan.goals.search {
+        Some(search) => Some(tester.search(search).await?),
+        None => {
+            tester.run_cases().await?;
+            None
+        }
+    };
     let runs = tester.runs;
     Ok(Results {
         format: results::FORMAT,
@@ -153,7 +163,7 @@ async fn measure(
         },
         prompts,
         estimates: stats::bootstrap::estimate_cases(&runs),
-        search: None,
+        search,
         runs,
     })
 }
@@ -185,6 +195,42 @@ impl Tester<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Runs levels until the highest that meets the targets is known.
+    async fn search(&mut self, plan: &SearchPlan) -> Result<Search, BenchError> {
+        let began = Instant::now();
+        let mut searching = Searching::new(plan);
+        loop {
+            let (level, step) = match searching.next() {
+                Next::Try(level, step) => (level, step),
+                Next::End(end) => return Ok(searching.result(end)),
+            };
+            if self.runs.len() >= plan.max_runs as usize {
+                return Ok(searching.result(SearchEnd::Runs));
+            }
+            if began.elapsed() >= plan.max_time {
+                return Ok(searching.result(SearchEnd::Time));
+            }
+            let remaining = searching.remaining();
+            // Runs last about as long as those before did; the first is guessed by its limit.
+            let each = began.elapsed().checked_div(self.runs.len() as u32).unwrap_or(self.plan.limits.duration);
+            let left = (each * remaining as u32).min(plan.max_time.saturating_sub(began.elapsed()));
+            let state = searching.state();
+            self.watch.see(Sight::Preparing(&format!(
+                "search: {state}; about {remaining} runs, {:.0} s left",
+                left.as_secs_f64()
+            )));
+            // Plans are checked: there is a case.
+            let like = &self.plan.load.cases[0];
+            let (run, of) = (self.runs.len(), self.runs.len() + remaining);
+            let result = self.run(search::case(plan.axis, level, like), searching.runs_of(level), of).await?;
+            let ok = result.verdicts.iter().all(|verdict| verdict.ok);
+            if self.is_interrupted {
+                return Ok(searching.result(SearchEnd::Interrupted));
+            }
+            searching.add(Trial { level, run, step, ok });
+        }
     }
 
     /// One run, the next of probably `of`; its result becomes the last of `runs`.

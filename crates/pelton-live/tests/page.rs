@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mock::{Act, Mock, Pace, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
-use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, TargetPlan, Warmup, WorkloadPlan, MetricsPlan};
 use pelton_live::{Download, Form, WebPage};
 use serde_json::{Value, json};
 
@@ -32,6 +32,7 @@ fn plan(url: String) -> BenchPlan {
             timeout: Duration::from_secs(20),
         },
         workload: WorkloadPlan::synthetic(20, 4, 1),
+        metrics: MetricsPlan::default(),
         load: users(1),
         limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
         warmup: Warmup::Requests(0),

@@ -45,9 +45,9 @@ pub fn schedule(job: &Job, starts: &Starts) -> Result<Schedule, BenchError> {
             (times, whole)
         }
         Starts::Trace { path, speed } => {
-            let requests = trace::read(path)?;
-            let whole = job.limits.requests.min(requests.len() as u64);
-            let times = requests.iter().map(|request| request.at.div_f64(*speed));
+            let entries = trace::read(path)?;
+            let whole = job.limits.requests.min(entries.len() as u64);
+            let times = entries.iter().map(|entry| entry.at.div_f64(*speed));
             (times.take(whole as usize).take_while(|&at| at < job.limits.duration).collect(), whole)
         }
     };

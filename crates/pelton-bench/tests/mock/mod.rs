@@ -98,7 +98,7 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let received = Instant::now();
-        let is_question = ["/info", "/v1/models", "/tokenize"].contains(&path.as_str());
+        let is_question = ["/info", "/v1/models", "/tokenize", "/metrics"].contains(&path.as_str());
         let nth = if is_question { 0 } else { generations.fetch_add(1, Ordering::Relaxed) };
         let question = Question { path, body: serde_json::from_slice(&body).unwrap_or(Value::Null), nth, received };
         for act in script(&question) {

@@ -13,7 +13,7 @@ pub mod vus;
 
 use std::time::Duration;
 
-use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan};
 
 pub use table::Table;
 
@@ -25,6 +25,7 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
     BenchPlan {
         target,
         workload,
+        metrics: MetricsPlan::default(),
         load,
         limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
         warmup: Warmup::Requests(0),

@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod load;
+pub mod metrics;
 pub mod target;
 pub mod workload;
 
@@ -46,15 +47,20 @@ pub struct TestArgs {
     pub workload: workload::WorkloadArgs,
 
     #[command(flatten)]
+    pub metrics: metrics::MetricsArgs,
+
+    #[command(flatten)]
     pub output: OutputArgs,
 }
 
 impl TestArgs {
     pub fn plan(self) -> BenchPlan {
+        let load = self.load.load();
         BenchPlan {
             target: self.target.plan(),
-            workload: self.workload.plan(),
-            load: self.load.load(),
+            workload: self.workload.plan(load.trace()),
+            metrics: self.metrics.plan(),
+            load,
             limits: self.load.limits(),
             warmup: self.load.warmup,
             cooldown: self.load.cooldown,
