@@ -184,11 +184,8 @@ fn conversations_send_the_answers_again_after_a_pause() {
     let list = Arc::clone(&heard);
     let mock = Mock::start(move |question| chat(question, &list));
     let think = Duration::from_millis(60);
-    let workload = WorkloadPlan {
-        turns: Lengths::from(3),
-        think: ThinkTime::Fixed(think),
-        ..WorkloadPlan::synthetic(12, 2, 1)
-    };
+    let workload =
+        WorkloadPlan { turns: Lengths::from(3), think: ThinkTime::Fixed(think), ..WorkloadPlan::synthetic(12, 2, 1) };
     let mut plan = plan(&mock, workload, 2);
     plan.target.api = Some(Api::OpenaiChat);
     let results = run(&plan);

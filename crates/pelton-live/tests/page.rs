@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mock::{Act, Mock, Pace, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
-use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, TargetPlan, Warmup, WorkloadPlan, MetricsPlan};
+use pelton_bench::{BenchPlan, Limits, Load, MAX_REQUESTS, MetricsPlan, TargetPlan, Warmup, WorkloadPlan};
 use pelton_live::{Download, Form, WebPage};
 use serde_json::{Value, json};
 

@@ -13,7 +13,9 @@ pub mod vus;
 
 use std::time::Duration;
 
-use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{
+    BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
+};
 
 pub use table::Table;
 
