@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use mock::{Act, Mock, Pace, Question, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
-use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{
+    BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
+};
 use pelton_live::{Download, Form, WebPage};
 use serde_json::{Value, json};
 
@@ -32,6 +34,7 @@ fn plan(url: String) -> BenchPlan {
             timeout: Duration::from_secs(20),
         },
         workload: WorkloadPlan::synthetic(20, 4, 1),
+        metrics: MetricsPlan::default(),
         load: users(1),
         limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
         warmup: Warmup::Requests(0),
