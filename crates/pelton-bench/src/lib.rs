@@ -34,9 +34,9 @@ pub use metric::Metric;
 pub use outcome::Outcome;
 pub use plan::{
     Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
-    Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds,
-    PromptMix, Scale, SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users,
-    Warmup, Waves, WorkloadPlan,
+    Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS,
+    MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource, OpenBounds, PromptMix, Scale, SearchAxis, SearchPlan, Shape,
+    Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, Waves, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -48,11 +48,12 @@ pub use stats::{
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
 use results::{Results, RunResult, Server};
+use scrape::Scraper;
 use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Counter, SAMPLE};
-pub use workload::trace::{TraceEntry, date as unix_time};
+pub use workload::trace::date as unix_time;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -131,11 +132,13 @@ async fn measure(
     let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
     let requests = plan.limits.requests;
     let (workload, prompts) = Workload::prepare(&plan.workload, requests, &mut counter, reported, watch).await?;
+    let metrics = scrape::Page::find(plan, found.api).await;
     if let Some(at) = plan.scale.start_at_unix_s {
         watch.see(Sight::Preparing("waiting for the start time"));
         wait_until(at, control).await;
     }
-    let mut tester = Tester { plan, client, workload, watch, control, runs: Vec::new(), is_interrupted: false };
+    let mut tester =
+        Tester { plan, client, workload, metrics, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
     let search = match &plan.goals.search {
         Some(search) => Some(tester.search(search).await?),
@@ -171,6 +174,8 @@ struct Tester<'a> {
     plan: &'a BenchPlan,
     client: Rc<Client>,
     workload: Workload,
+    /// The server's page, if it has one; or why there is none.
+    metrics: Result<Option<scrape::Page>, String>,
     watch: &'a mut dyn Watch,
     control: &'a Control,
     runs: Vec<RunResult>,
@@ -235,6 +240,10 @@ impl Tester<'_> {
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let seed = plan.workload.seed.wrapping_add(n as u64);
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
+        let scraper = match &self.metrics {
+            Ok(Some(page)) => Some(Scraper::start(page)?),
+            _ => None,
+        };
         let began_unix_s = unix_now();
         let job = executor::Job {
             case: case.clone(),
@@ -246,17 +255,20 @@ impl Tester<'_> {
             workload: Rc::new(self.workload.reseeded(seed)),
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
-        let summary = stats::summarise(plan, &case, &mut run);
+        let mut summary = stats::summarise(plan, &case, &mut run);
+        let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
+        summary.notes.extend(note.flatten().or_else(|| self.metrics.clone().err()));
         self.is_interrupted = run.interrupted;
         let mut result = RunResult {
             case,
             repeat,
             began_unix_s,
             wall_s: run.wall.as_secs_f64(),
+            is_interrupted: run.interrupted,
             verdicts: plan.goals.slos.iter().map(|slo| slo.judge(&summary)).collect(),
             summary,
             histograms: None,
-            server_metrics: None,
+            server_metrics,
             dropped_us: run.dropped_us,
             rows: run.rows,
         };

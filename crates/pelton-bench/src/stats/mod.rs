@@ -32,6 +32,7 @@ pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, co
 pub use client::{ClientCost, ClientLimit};
 pub use histograms::Histograms;
 pub(crate) use merged::Merged;
+pub(crate) use values::of_requests;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -472,7 +473,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Goals, Limits, Load, Scale, TargetPlan, WorkloadPlan};
+    use crate::plan::{Goals, Limits, Load, MetricsPlan, Scale, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -489,6 +490,7 @@ mod tests {
                 timeout: Duration::from_secs(1),
             },
             workload: WorkloadPlan::synthetic(10, 3, 0),
+            metrics: MetricsPlan::default(),
             load: Load::users([1]),
             limits: Limits {
                 duration: Duration::from_secs(10),

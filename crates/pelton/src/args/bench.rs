@@ -3,6 +3,8 @@
 pub mod engine;
 pub mod goals;
 pub mod load;
+pub mod recipe;
+pub mod report;
 pub mod scale;
 pub mod target;
 pub mod workload;
@@ -35,6 +37,16 @@ pub enum BenchCommand {
     Engine(Box<engine::EngineArgs>),
 
     Merge(scale::MergeArgs),
+    /// Make a report that people of this field know: k6's table of text-generation-inference, the model card of happy_vllm, llm_bench's
+    /// summary, ... One command each, against any server.
+    #[command(subcommand)]
+    Recipe(Box<recipe::Recipe>),
+    /// Tell stored load tests: as text, tables, charts, or one HTML page.
+    Report(report::ReportArgs),
+    /// Set stored load tests side by side, with confidence intervals of their differences.
+    Compare(report::CompareArgs),
+    /// Print the formula of each number.
+    Explain(report::ExplainArgs),
 }
 
 /// Everything about one load test.
@@ -91,6 +103,10 @@ pub struct OutputArgs {
     /// File for everything as JSON: plan, machine, server, summary, and one row for each request with the time of every arrival.
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+
+    /// File for the report as one HTML page with interactive charts; see also `pelton bench report`.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 
     /// No progress line.
     #[arg(long, short)]
