@@ -78,6 +78,11 @@ impl Questions {
         Ok((head.status.as_u16(), bytes))
     }
 
+    /// A page as it is, whatever its status.
+    pub async fn page(&mut self, path: &str) -> Result<(u16, Vec<u8>), Failure> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
     /// A JSON answer, or `None` if the server has no such route or answers something else.
     async fn json(&mut self, method: Method, path: &str, body: Value) -> Result<Option<Value>, Failure> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };

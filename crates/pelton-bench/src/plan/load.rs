@@ -131,9 +131,9 @@ pub enum Starts {
         /// How the start times are spread.
         arrival: Arrival,
     },
-    /// At the times of a recorded trace, see [`Trace`](crate::Trace).
+    /// At the times of a recorded trace.
     Trace {
-        /// JSON lines.
+        /// JSON lines or CSV, as for [`Source::Trace`](crate::Source::Trace), which makes prompts of the recorded lengths.
         path: PathBuf,
         /// How many times faster than recorded.
         speed: f64,

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub use session::{Ask, Message, Prompt, Session};
+pub use session::{Ask, Prompt, Session};
 
 use crate::BenchError;
 use crate::plan::{PromptMix, Source, ThinkTime, WorkloadPlan};

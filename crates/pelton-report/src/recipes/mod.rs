@@ -13,7 +13,9 @@ pub mod vus;
 
 use std::time::Duration;
 
-use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{
+    BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
+};
 
 pub use table::Table;
 
@@ -29,6 +31,7 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
         limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
+        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }
