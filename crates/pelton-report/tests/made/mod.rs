@@ -69,6 +69,7 @@ fn plan(users: &[usize]) -> BenchPlan {
         },
         workload: WorkloadPlan::synthetic(64, TOKENS, 7),
         load: Load::users(users.iter().copied()),
+        metrics: pelton_bench::MetricsPlan::default(),
         limits: Limits {
             duration: Duration::from_secs(10),
             requests: 1_000,
@@ -101,6 +102,7 @@ fn run(users: usize, repeat: u32, ttft_ms: u32) -> RunResult {
         repeat,
         began_unix_s: 951_782_400.0,
         wall_s: 10.0,
+        is_interrupted: false,
         verdicts: vec![slo.judge(&summary)],
         summary,
         histograms: None,
