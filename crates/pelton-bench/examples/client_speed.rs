@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{Api, BenchPlan, Goals, Limits, Load, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan};
 
 /// Events of each answer.
 const EVENTS: usize = 2000;
@@ -44,8 +44,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             timeout: Duration::from_secs(60),
         },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
+        metrics: MetricsPlan::default(),
         load: Load::users([users]),
-        limits: Limits { duration: Duration::from_secs(5), requests: 10_000, grace: Duration::from_secs(5) },
+        limits: Limits {
+            duration: Duration::from_secs(5),
+            requests: 10_000,
+            grace: Duration::from_secs(5),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Time(Duration::from_secs(1)),
         cooldown: Duration::ZERO,
         goals: Goals::default(),

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn limits(duration_s: u64, requests: u64) -> Limits {
-        Limits { duration: Duration::from_secs(duration_s), requests, grace: Duration::ZERO }
+        Limits { duration: Duration::from_secs(duration_s), requests, grace: Duration::ZERO, at_least: Duration::ZERO }
     }
 
     fn stage(seconds: f64, target: f64) -> Stage {

@@ -10,8 +10,10 @@ mod arrival;
 mod client;
 mod executor;
 mod machine;
+pub mod merge;
 mod metric;
 mod open_files;
+mod outcome;
 mod plan;
 mod recorder;
 pub mod results;
@@ -19,22 +21,23 @@ mod scrape;
 pub mod search;
 pub mod slo;
 mod stats;
-mod trace;
 pub mod watch;
 mod workload;
 
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
+pub use outcome::Outcome;
 pub use plan::{
-    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Goals, KeepRows, Lengths, Limits, Load,
-    MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS, OpenBounds, PromptMix, Scale,
-    SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, WorkloadPlan,
+    Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
+    Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS,
+    MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource, OpenBounds, PromptMix, Scale, SearchAxis, SearchPlan, Shape,
+    Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, Waves, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -42,16 +45,16 @@ pub use stats::{
     CaseEstimates, ClientCost, ClientLimit, Counts, Difference, Distribution, ErrorSummary, Estimate, Histograms,
     Interval, PromptCheck, Rates, Resampled, Summary, compare, estimate,
 };
-pub use trace::{BLOCK_TOKENS, Trace, TraceRequest};
 
 use client::probe::Questions;
 use client::{Client, Lengthening, Target};
-use results::{PromptMaking, Results, RunResult, Server, TokenSource};
+use results::{Results, RunResult, Server};
+use scrape::Scraper;
+use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
-use workload::count::{Local, Remote};
-use workload::synthetic::Words;
-pub use workload::trace::TraceEntry;
+use workload::count::{Counter, SAMPLE};
+pub use workload::trace::date as unix_time;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -144,35 +147,29 @@ async fn measure(
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
     watch.see(Sight::Found { api: found.api, model: &found.model });
-    let (mut words, counted_by) = match &plan.workload.tokenizer {
-        Some(path) => (Words::calibrate(&mut Local::load(path)?).await?, TokenSource::Tokenizer),
-        None => match questions.tokenize_form(&found).await? {
-            Some(form) => {
-                let mut remote = Remote { questions: &mut questions, form, model: &found.model };
-                (Words::calibrate(&mut remote).await?, TokenSource::Server)
-            }
-            None => (Words::guessed(), TokenSource::Guess),
-        },
-    };
-    let (sample, counted) = words.sample();
-    let (lengthening, row) = questions.lengthening(plan, &found, &sample).await?;
-    if let Some(reported) = row.prompt_tokens_reported
-        && counted_by != TokenSource::Guess
-    {
-        words.learn_overhead(counted, reported);
-    }
-    let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
-    let client = Rc::new(client);
     let launch_arguments = questions.launch_arguments().await?;
-    let workload = Workload::prepare(&plan.workload, &words)?;
+    let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
+    let client = Rc::new(Client::new(target, &plan.target, found.api, &found.model, lengthening));
+    let (tokenizer, reported) = (plan.workload.tokenizer.as_deref(), row.prompt_tokens_reported);
+    let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
+    let requests = plan.limits.requests;
+    let (workload, prompts) = Workload::prepare(&plan.workload, requests, &mut counter, reported, watch).await?;
+    let metrics = scrape::Page::find(plan, found.api).await;
     if let Some(at) = plan.scale.start_at_unix_s {
         watch.see(Sight::Preparing("waiting for the start time"));
         wait_until(at, control).await;
     }
-    let mut tester = Tester { plan, client, workload, watch, control, runs: Vec::new(), is_interrupted: false };
+    let mut tester =
+        Tester { plan, client, workload, metrics, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
     has_begun.set(true);
-    tester.run_cases().await?;
+    let search = match &plan.goals.search {
+        Some(search) => Some(tester.search(search).await?),
+        None => {
+            tester.run_cases().await?;
+            None
+        }
+    };
     let runs = tester.runs;
     Ok(Results {
         format: results::FORMAT,
@@ -188,9 +185,9 @@ async fn measure(
             info: found.info,
             launch_arguments,
         },
-        prompts: PromptMaking { counted_by, overhead: words.overhead() },
+        prompts,
         estimates: stats::bootstrap::estimate_cases(&runs),
-        search: None,
+        search,
         runs,
     })
 }
@@ -200,6 +197,8 @@ struct Tester<'a> {
     plan: &'a BenchPlan,
     client: Rc<Client>,
     workload: Workload,
+    /// The server's page, if it has one; or why there is none.
+    metrics: Result<Option<scrape::Page>, String>,
     watch: &'a mut dyn Watch,
     control: &'a Control,
     runs: Vec<RunResult>,
@@ -222,12 +221,52 @@ impl Tester<'_> {
         Ok(())
     }
 
+    /// Runs levels until the highest that meets the targets is known.
+    async fn search(&mut self, plan: &SearchPlan) -> Result<Search, BenchError> {
+        let began = Instant::now();
+        let mut searching = Searching::new(plan);
+        loop {
+            let (level, step) = match searching.next() {
+                Next::Try(level, step) => (level, step),
+                Next::End(end) => return Ok(searching.result(end)),
+            };
+            if self.runs.len() >= plan.max_runs as usize {
+                return Ok(searching.result(SearchEnd::Runs));
+            }
+            if began.elapsed() >= plan.max_time {
+                return Ok(searching.result(SearchEnd::Time));
+            }
+            let remaining = searching.remaining();
+            // Runs last about as long as those before did; the first is guessed by its limit.
+            let each = began.elapsed().checked_div(self.runs.len() as u32).unwrap_or(self.plan.limits.duration);
+            let left = (each * remaining as u32).min(plan.max_time.saturating_sub(began.elapsed()));
+            let state = searching.state();
+            self.watch.see(Sight::Preparing(&format!(
+                "search: {state}; about {remaining} runs, {:.0} s left",
+                left.as_secs_f64()
+            )));
+            // Plans are checked: there is a case.
+            let like = &self.plan.load.cases[0];
+            let (run, of) = (self.runs.len(), self.runs.len() + remaining);
+            let result = self.run(search::case(plan.axis, level, like), searching.runs_of(level), of).await?;
+            let ok = result.verdicts.iter().all(|verdict| verdict.ok);
+            if self.is_interrupted {
+                return Ok(searching.result(SearchEnd::Interrupted));
+            }
+            searching.add(Trial { level, run, step, ok });
+        }
+    }
+
     /// One run, the next of probably `of`; its result becomes the last of `runs`.
     async fn run(&mut self, case: Case, repeat: u32, of: usize) -> Result<&RunResult, BenchError> {
         let (plan, n) = (self.plan, self.runs.len());
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let seed = plan.workload.seed.wrapping_add(n as u64);
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
+        let scraper = match &self.metrics {
+            Ok(Some(page)) => Some(Scraper::start(page)?),
+            _ => None,
+        };
         let began_unix_s = unix_now();
         let job = executor::Job {
             case: case.clone(),
@@ -239,17 +278,20 @@ impl Tester<'_> {
             workload: Rc::new(self.workload.reseeded(seed)),
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
-        let summary = stats::summarise(plan, &case, &mut run);
+        let mut summary = stats::summarise(plan, &case, &mut run);
+        let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
+        summary.notes.extend(note.flatten().or_else(|| self.metrics.clone().err()));
         self.is_interrupted = run.interrupted;
         let mut result = RunResult {
             case,
             repeat,
             began_unix_s,
             wall_s: run.wall.as_secs_f64(),
+            is_interrupted: run.interrupted,
             verdicts: plan.goals.slos.iter().map(|slo| slo.judge(&summary)).collect(),
             summary,
             histograms: None,
-            server_metrics: None,
+            server_metrics,
             dropped_us: run.dropped_us,
             rows: run.rows,
         };

@@ -60,6 +60,14 @@ pub struct Server {
     pub ignores_end_of_text: bool,
 }
 
+impl Server {
+    /// The model's name: as in requests, or as the server tells it.
+    pub fn name(&self) -> &str {
+        let told = || self.info.get("model_id").and_then(Value::as_str).unwrap_or_default();
+        if self.model.is_empty() { told() } else { &self.model }
+    }
+}
+
 /// How the number of prompt tokens was made right.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PromptMaking {
@@ -67,6 +75,10 @@ pub struct PromptMaking {
     pub counted_by: TokenSource,
     /// Tokens that the server adds to each prompt, as a request before the run showed.
     pub overhead: i64,
+    /// Share of prompt tokens that a prefix cache without limits is expected to find once it is warm, 0 to 1.
+    pub expected_hit_share: f64,
+    /// Where prompts come from and what was left out, for the reader.
+    pub notes: Vec<String>,
 }
 
 /// What counts the tokens of a prompt before the run.
@@ -77,7 +89,9 @@ pub enum TokenSource {
     Tokenizer,
     /// The server's `/tokenize`.
     Server,
-    /// Nothing: each word is taken for one token.
+    /// The server's reports of prompts it was sent before the run.
+    Usage,
+    /// Nothing: each word is taken for one token, four bytes of other texts.
     Guess,
 }
 
@@ -92,6 +106,8 @@ pub struct RunResult {
     pub began_unix_s: f64,
     /// Length of the run in seconds.
     pub wall_s: f64,
+    /// Whether the user ended it early.
+    pub is_interrupted: bool,
     /// What it showed.
     pub summary: Summary,
     /// How it stands to each target of the plan.
@@ -173,6 +189,11 @@ impl Results {
             }
             _ => read.map_err(ReadError::Json),
         }
+    }
+
+    /// Whether the user ended it early.
+    pub fn is_interrupted(&self) -> bool {
+        self.runs.iter().any(|run| run.is_interrupted)
     }
 
     /// Whether at least one measured request of each run has a complete answer.

@@ -11,8 +11,8 @@ use mock::{Act, Mock, Pace, openai_facts, tgi_event, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{
-    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, OpenBounds, Part, Scale,
-    Summary, TargetPlan, Warmup, WorkloadPlan,
+    Api, Arrival, BenchError, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, MetricsPlan, MetricsSource,
+    OpenBounds, Part, Scale, Summary, TargetPlan, Warmup, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan {
@@ -28,8 +28,14 @@ fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan
             timeout: Duration::from_secs(20),
         },
         workload: WorkloadPlan::synthetic(40, output_tokens, 1),
+        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
         load,
-        limits: Limits { duration: Duration::from_secs(30), requests, grace: Duration::from_secs(10) },
+        limits: Limits {
+            duration: Duration::from_secs(30),
+            requests,
+            grace: Duration::from_secs(10),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
         goals: Goals::default(),

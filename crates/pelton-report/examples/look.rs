@@ -9,6 +9,7 @@ fn main() {
         (std::path::Path::new(&path).file_stem().unwrap().to_string_lossy().into_owned(), results)
     }));
     std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(format!("{out}/page.html"), pelton_report::html(&report)).unwrap();
     for chart in charts::Charts::of(&report).all() {
         let svg = charts::svg(&chart.figures);
         std::fs::write(format!("{out}/{}.svg", chart.name), &svg).unwrap();

@@ -1,12 +1,14 @@
 //! The report as text for a terminal.
 
 use std::fmt;
-use std::time::Duration;
 
-use pelton_bench::results::{Results, RunResult, TokenSource};
-use pelton_bench::{Distribution, Warmup};
+use pelton_bench::Distribution;
+use pelton_bench::results::{Results, RunResult};
 
+use crate::compare::Comparison;
 use crate::numbers::number;
+use crate::report::Report;
+use crate::{facts, tables};
 
 /// Prints results.
 #[derive(Debug)]
@@ -24,84 +26,55 @@ impl fmt::Display for Console<'_> {
             writeln!(f)?;
             comparison(f, &report.runs)?;
         }
+        for table in [tables::repeats(report), tables::targets_of(report), tables::search(report)] {
+            if !table.rows.is_empty() {
+                write!(f, "\n{}\n{}", table.title, table.text())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints load tests side by side.
+#[derive(Debug)]
+pub struct Side<'a>(pub &'a Report);
+
+impl fmt::Display for Side<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let comparison = Comparison::of(self.0);
+        for test in self.0.tests() {
+            writeln!(f, "{}: {} at {}", test.name, test.model(), test.results.plan.target.url)?;
+        }
+        writeln!(f, "{}", comparison.note())?;
+        for table in comparison.tables() {
+            write!(f, "\n{}\n{}", table.title, table.text())?;
+        }
+        for (note, runs) in self.0.notes() {
+            writeln!(f, "note: {note} ({runs})")?;
+        }
         Ok(())
     }
 }
 
 fn head(f: &mut fmt::Formatter<'_>, report: &Results) -> fmt::Result {
-    let (plan, server) = (&report.plan, &report.server);
-    let model = server.info.get("model_id").and_then(|id| id.as_str()).unwrap_or(&server.model);
-    let way = if plan.target.stream { "streamed" } else { "not streamed" };
-    writeln!(f, "server   {} ({}, {way}), model {model}", plan.target.url, server.api.name())?;
-    let counted = match report.prompts.counted_by {
-        TokenSource::Tokenizer => "counted by the tokenizer given",
-        TokenSource::Server => "counted by the server",
-        TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
-    };
-    let workload = &plan.workload;
-    let (input, output) = (workload.input(), workload.output());
-    writeln!(f, "prompts  {input} tokens, {}, {counted}; seed {}", workload.prompts, workload.seed)?;
-    let length = if server.ignores_end_of_text { "end of text ignored" } else { "may end earlier" };
-    writeln!(f, "answers  {output} tokens, {length}")?;
-    let warmup = match plan.warmup {
-        Warmup::Time(Duration::ZERO) | Warmup::Requests(0) => "no warm-up".to_owned(),
-        Warmup::Time(time) => format!("{time:?} warm-up"),
-        Warmup::Requests(n) => format!("{n} requests warm-up"),
-    };
-    let cooldown = match plan.cooldown {
-        Duration::ZERO => "no cool-down".to_owned(),
-        time => format!("{time:?} cool-down"),
-    };
-    writeln!(f, "left out {warmup}, {cooldown}")
+    for (name, text) in facts::setup(report) {
+        writeln!(f, "{name:<9}{text}")?;
+    }
+    Ok(())
 }
 
 fn one_run(f: &mut fmt::Formatter<'_>, run: &RunResult) -> fmt::Result {
     let (summary, requests) = (&run.summary, &run.summary.requests);
     let title = format!("-- {}, {:.1} s ", run.case, run.wall_s);
     writeln!(f, "{title:-<94}")?;
-    let Some(failed_share) = (requests.measured > 0).then(|| 100.0 * requests.failed as f64 / requests.measured as f64)
-    else {
+    if requests.measured == 0 {
         return writeln!(f, "requests    none measured of {} started", requests.started);
-    };
-    write!(
-        f,
-        "requests    {} measured: {} complete, {} failed ({failed_share:.1} %)",
-        requests.measured, requests.complete, requests.failed
-    )?;
-    let excluded = [
-        (requests.warmup, "warm-up"),
-        (requests.cooldown, "cool-down"),
-        (requests.late, "late"),
-        (requests.dropped, "dropped"),
-    ];
-    for (n, what) in excluded.into_iter().filter(|(n, _)| *n > 0) {
-        write!(f, ", {n} {what}")?;
     }
-    writeln!(f)?;
-    // The whole run says something of its own only where a part of it was left out.
-    let left_out = summary.rates.to_s - summary.rates.from_s < 0.99 * (summary.whole.to_s - summary.whole.from_s);
-    for (name, rates) in [("rates", Some(&summary.rates)), ("whole run", Some(&summary.whole).filter(|_| left_out))] {
-        let Some(rates) = rates else { continue };
-        writeln!(
-            f,
-            "{name:<11} {:.2} requests/s, {:.1} output tokens/s, {:.1} input tokens/s, {:.2} running on average ({:.1} to {:.1} s)",
-            rates.requests_per_s,
-            rates.output_tokens_per_s,
-            rates.input_tokens_per_s,
-            rates.concurrency,
-            rates.from_s,
-            rates.to_s
-        )?;
+    for (name, text) in tables::whole_run(run) {
+        writeln!(f, "{name:<11} {text}")?;
     }
     for (kind, errors) in &summary.errors {
         writeln!(f, "error       {kind}: {} (first: {})", errors.count, errors.example)?;
-    }
-    if let Some(client) = &summary.client {
-        write!(f, "client      {:.1} % of a core, waited for it {:.1} %", 100.0 * client.busy, 100.0 * client.waiting)?;
-        if let Some(us) = client.us_per_event {
-            write!(f, ", {us:.1} us per event")?;
-        }
-        writeln!(f)?;
     }
     let lines = [
         ("time to first token", &summary.ttft_ms),

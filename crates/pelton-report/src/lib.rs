@@ -4,9 +4,23 @@
 #![forbid(unsafe_code)]
 
 pub mod charts;
+mod compare;
 pub mod console;
+pub mod digest;
+mod explain;
+mod facts;
+mod html;
+mod markdown;
 mod numbers;
-mod report;
-
-pub use report::{Level, LoadKind, Report, Test, Told};
 pub mod recipes;
+mod report;
+pub mod sheet;
+mod tables;
+
+pub use compare::Comparison;
+pub use explain::explain;
+pub use html::html;
+pub use markdown::markdown;
+pub use numbers::utc;
+pub use report::{Level, LoadKind, Report, Test, Told};
+pub use tables::Table;

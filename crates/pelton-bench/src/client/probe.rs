@@ -31,6 +31,8 @@ pub enum TokenizeForm {
     Tgi,
     /// `{"model", "prompt"}` to an object with `count` (vLLM).
     Vllm,
+    /// `{"content"}` to an object with `tokens` (llama.cpp).
+    LlamaCpp,
 }
 
 /// What was learned.
@@ -76,6 +78,11 @@ impl Questions {
         Ok((head.status.as_u16(), bytes))
     }
 
+    /// A page as it is, whatever its status.
+    pub async fn page(&mut self, path: &str) -> Result<(u16, Vec<u8>), Failure> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
     /// A JSON answer, or `None` if the server has no such route or answers something else.
     async fn json(&mut self, method: Method, path: &str, body: Value) -> Result<Option<Value>, Failure> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
@@ -116,8 +123,8 @@ impl Questions {
     /// Which `/tokenize` the server has, if any. It is asked in the form of its dialect first.
     pub async fn tokenize_form(&mut self, found: &Found) -> Result<Option<TokenizeForm>, BenchError> {
         let forms = match found.api {
-            Api::Tgi => [TokenizeForm::Tgi, TokenizeForm::Vllm],
-            Api::Openai | Api::OpenaiChat => [TokenizeForm::Vllm, TokenizeForm::Tgi],
+            Api::Tgi => [TokenizeForm::Tgi, TokenizeForm::Vllm, TokenizeForm::LlamaCpp],
+            Api::Openai | Api::OpenaiChat => [TokenizeForm::Vllm, TokenizeForm::LlamaCpp, TokenizeForm::Tgi],
         };
         for form in forms {
             if self.try_count("one two", form, &found.model).await?.is_some() {
@@ -138,12 +145,26 @@ impl Questions {
             TokenizeForm::Tgi => json!({ "inputs": text }),
             TokenizeForm::Vllm if model.is_empty() => json!({ "prompt": text }),
             TokenizeForm::Vllm => json!({ "model": model, "prompt": text }),
+            // As for a completion: with the beginning of text.
+            TokenizeForm::LlamaCpp => json!({ "content": text, "add_special": true }),
         };
         let answer = self.json(Method::POST, "/tokenize", question).await?;
         Ok(answer.and_then(|answer| match form {
             TokenizeForm::Tgi => answer.as_array().map(Vec::len),
             TokenizeForm::Vllm => answer.get("count")?.as_u64().map(|count| count as usize),
+            // A server that does not know the field answers with no tokens at all.
+            TokenizeForm::LlamaCpp => answer.get("tokens")?.as_array().map(Vec::len).filter(|&count| count > 0),
         }))
+    }
+
+    /// Number of tokens that the server reports for a prompt, learned by a request for one token; `None` if it does not say.
+    pub async fn prompt_tokens(&mut self, client: &Client, text: &str) -> Result<Option<u32>, BenchError> {
+        let ask = Ask { prompt: Prompt::Text(text.to_owned()), prompt_tokens: 0, output_tokens: 1 };
+        let row = self.try_generate(client, &ask).await;
+        match row.failure {
+            None => Ok(row.prompt_tokens_reported),
+            Some(failure) => Err(failure.into()),
+        }
     }
 
     async fn try_generate(&mut self, client: &Client, ask: &Ask) -> Row {

@@ -6,6 +6,7 @@
 mod session;
 mod starts;
 mod users;
+mod waves;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::BenchError;
 use crate::client::Client;
 use crate::machine::CpuTime;
-use crate::plan::{Case, Limits, Shard};
+use crate::plan::{Case, Limits, Shard, Waves};
 use crate::recorder::Row;
 use crate::watch::{Control, Moment, Sight, Watch};
 use crate::workload::Workload;
@@ -145,6 +146,7 @@ pub async fn run(job: Job, watch: &mut dyn Watch, control: &Control) -> Result<R
     let prepared = match &job.case {
         Case::Closed { users, each } => Prepared::Users(users::Pool::prepare(&job, users, *each).await),
         Case::Open { starts, .. } => Prepared::Starts(starts::schedule(&job, starts)?),
+        Case::Waves(waves) => Prepared::Waves(waves.clone()),
     };
     let limits = job.limits.clone();
     let (phase, phase_of_tasks) = tokio::sync::watch::channel(Phase::Running);
@@ -155,6 +157,7 @@ pub async fn run(job: Job, watch: &mut dyn Watch, control: &Control) -> Result<R
         match prepared {
             Prepared::Users(pool) => Ok(pool.run(&shared, control).await),
             Prepared::Starts(schedule) => starts::open_loop(&shared, schedule).await,
+            Prepared::Waves(waves) => Ok(waves::run(&shared, &waves).await),
         }
     };
     let mut ending = Ending { stopped: None, interrupted: false };
@@ -183,6 +186,7 @@ pub async fn run(job: Job, watch: &mut dyn Watch, control: &Control) -> Result<R
 enum Prepared {
     Users(users::Pool),
     Starts(starts::Schedule),
+    Waves(Waves),
 }
 
 struct Ending {

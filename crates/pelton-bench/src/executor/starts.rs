@@ -14,7 +14,7 @@ use crate::BenchError;
 use crate::arrival;
 use crate::client::Connection;
 use crate::plan::Starts;
-use crate::trace::Trace;
+use crate::workload::trace;
 
 /// Idle connections kept for later starts.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
@@ -45,9 +45,9 @@ pub fn schedule(job: &Job, starts: &Starts) -> Result<Schedule, BenchError> {
             (times, whole)
         }
         Starts::Trace { path, speed } => {
-            let trace = Trace::load(path)?;
-            let whole = job.limits.requests.min(trace.requests.len() as u64);
-            let times = trace.requests.iter().map(|request| request.at.div_f64(*speed));
+            let entries = trace::read(path)?;
+            let whole = job.limits.requests.min(entries.len() as u64);
+            let times = entries.iter().map(|entry| entry.at.div_f64(*speed));
             (times.take(whole as usize).take_while(|&at| at < job.limits.duration).collect(), whole)
         }
     };
@@ -62,7 +62,7 @@ pub async fn open_loop(shared: &Rc<Shared>, schedule: Schedule) -> Result<Starte
     let (_stop_clock, stop) = sync_mpsc::channel();
     let Schedule { starts, is_cut } = schedule;
     let (began, wished) = (shared.began, starts.len());
-    let max_in_flight = shared.job.case.bounds().map_or(usize::MAX, |bounds| bounds.max_in_flight);
+    let max_in_flight = shared.job.case.max_in_flight().div_ceil(shared.job.shard.of as usize);
     let clock = move || tick(began, &starts, &due_sender, &stop);
     std::thread::Builder::new().name("bench-clock".to_owned()).spawn(clock).map_err(BenchError::Thread)?;
 

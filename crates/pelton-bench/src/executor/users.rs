@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::session::Start;
 use super::{Job, Phase, Shared, Started};
 use crate::client::{Client, Connection};
-use crate::plan::{MAX_USERS, Shard, Stage, Users};
+use crate::plan::{MAX_REQUESTS, MAX_USERS, Shard, Stage, Users};
 use crate::watch::Control;
 
 /// First wait of a virtual user after a failed request; doubles with each further failure.
@@ -83,7 +83,7 @@ impl Pool {
 
 impl Shard {
     /// This shard's part of `n` things.
-    fn part(self, n: usize) -> usize {
+    pub(super) fn part(self, n: usize) -> usize {
         let at = |index: u32| n * index as usize / self.of as usize;
         at(self.index + 1) - at(self.index)
     }
@@ -158,6 +158,8 @@ async fn follow(
     let requests = Rc::new(Requests {
         next: Cell::new(0),
         limit: shard.part(shared.job.limits.requests as usize) as u64,
+        most: shard.part(MAX_REQUESTS as usize) as u64,
+        least_until: shared.began + shared.job.limits.at_least,
         each: each.unwrap_or(u64::MAX),
     });
     let mut connections = connections.into_iter();
@@ -205,13 +207,17 @@ struct Requests {
     next: Cell<u64>,
     /// Of all users together.
     limit: u64,
+    /// Before this time only `most` ends them.
+    least_until: Instant,
+    most: u64,
     /// Of each user.
     each: u64,
 }
 
 impl Requests {
     fn are_left(&self) -> bool {
-        self.next.get() < self.limit
+        let next = self.next.get();
+        next < self.limit || (next < self.most && Instant::now() < self.least_until)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::arrival::Arrival;
 /// Most stages of one load.
 pub const MAX_STAGES: usize = 1000;
 
+/// Most waves of one load.
+pub const MAX_WAVES: usize = 100_000;
+
 /// Most requests per second.
 pub const MAX_RATE: f64 = 1e6;
 
@@ -58,6 +61,18 @@ pub enum Case {
         /// What is dropped and what is late.
         bounds: OpenBounds,
     },
+    /// So many requests at once; when all have ended, the next so many.
+    Waves(Waves),
+}
+
+/// Requests that start together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Waves {
+    /// Requests of each wave, in order.
+    pub sizes: Vec<usize>,
+    /// Between the end of a wave and the next.
+    #[serde(with = "seconds", rename = "pause_s")]
+    pub pause: Duration,
 }
 
 /// Bounds of an open loop.
@@ -116,9 +131,9 @@ pub enum Starts {
         /// How the start times are spread.
         arrival: Arrival,
     },
-    /// At the times of a recorded trace, see [`Trace`](crate::Trace).
+    /// At the times of a recorded trace.
     Trace {
-        /// JSON lines.
+        /// JSON lines or CSV, as for [`Source::Trace`](crate::Source::Trace), which makes prompts of the recorded lengths.
         path: PathBuf,
         /// How many times faster than recorded.
         speed: f64,
@@ -151,20 +166,21 @@ impl Case {
         match self {
             Case::Closed { users: Users::Constant(n), .. } => Some(("users", *n as f64)),
             Case::Open { starts: Starts::Rate { rate, .. }, .. } => Some(("requests/s", *rate)),
+            Case::Waves(waves) => waves.size().map(|size| ("requests at once", size as f64)),
             _ => None,
         }
     }
 
     /// Whether start times depend on the server.
     pub fn is_closed(&self) -> bool {
-        matches!(self, Case::Closed { .. })
+        matches!(self, Case::Closed { .. } | Case::Waves(_))
     }
 
     /// The bounds of an open loop.
     pub fn bounds(&self) -> Option<&OpenBounds> {
         match self {
             Case::Open { bounds, .. } => Some(bounds),
-            Case::Closed { .. } => None,
+            Case::Closed { .. } | Case::Waves(_) => None,
         }
     }
 
@@ -178,6 +194,7 @@ impl Case {
             // Nobody knows yet: what the hand may ask for is bounded by the system, and shows as failed connections.
             Case::Closed { users: Users::Steered { from }, .. } => *from,
             Case::Open { bounds, .. } => bounds.max_in_flight,
+            Case::Waves(waves) => waves.sizes.iter().copied().max().unwrap_or(0),
         }
     }
 
@@ -207,6 +224,27 @@ impl Case {
                     return Err(format!("max in flight must be in 1..={MAX_USERS}, given {}", bounds.max_in_flight));
                 }
             }
+            Case::Waves(waves) => waves.check()?,
+        }
+        Ok(())
+    }
+}
+
+impl Waves {
+    /// The size that all waves have, if they have one.
+    fn size(&self) -> Option<usize> {
+        self.sizes.first().copied().filter(|first| self.sizes.iter().all(|size| size == first))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.sizes.is_empty() || self.sizes.len() > MAX_WAVES {
+            return Err(format!("waves must be 1..={MAX_WAVES}, given {}", self.sizes.len()));
+        }
+        if let Some(bad) = self.sizes.iter().find(|&&size| size == 0 || size > MAX_USERS) {
+            return Err(format!("requests of a wave must be in 1..={MAX_USERS}, given {bad}"));
+        }
+        if self.pause > MAX_DURATION {
+            return Err(format!("pause between waves must be at most {MAX_DURATION:?}, given {:?}", self.pause));
         }
         Ok(())
     }
@@ -307,6 +345,11 @@ impl std::fmt::Display for Case {
                     write!(f, "trace {name}")?;
                     if *speed == 1.0 { Ok(()) } else { write!(f, " {speed} times faster") }
                 }
+            },
+            Case::Waves(waves) => match (waves.size(), &*waves.sizes) {
+                (Some(size), sizes) => write!(f, "{} waves of {size}", sizes.len()),
+                (None, [first, .., last]) => write!(f, "waves of {first} to {last}"),
+                (None, _) => f.write_str("no waves"),
             },
         }
     }

@@ -3,6 +3,7 @@
 mod goals;
 mod lengths;
 mod load;
+mod metrics;
 mod scale;
 mod target;
 mod workload;
@@ -14,12 +15,13 @@ use serde::{Deserialize, Serialize};
 use crate::BenchError;
 pub use goals::{Goals, SearchAxis, SearchPlan};
 pub use lengths::{Lengths, MAX_TOKENS, Shape};
-pub use load::{Case, Load, OpenBounds, Stage, Starts, Users};
+pub use load::{Case, Load, OpenBounds, Stage, Starts, Users, Waves};
+pub use metrics::{MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource};
 pub use scale::{KeepRows, Scale, Shard};
 pub use target::{Api, TargetPlan};
 pub use workload::{
-    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix, Source, ThinkTime,
-    WorkloadPlan,
+    DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
+    Source, ThinkTime, WorkloadPlan,
 };
 
 /// Most requests of one run: the start times and rows of a run are kept in memory.
@@ -39,6 +41,9 @@ pub struct Limits {
     pub duration: Duration,
     /// Number of requests, shared by all users, warm-up included.
     pub requests: u64,
+    /// The number of requests ends no closed loop before this time; [`MAX_REQUESTS`] does.
+    #[serde(with = "seconds", rename = "at_least_s", default)]
+    pub at_least: Duration,
     /// How long requests that still run at the end may go on before they are cut.
     #[serde(with = "seconds", rename = "grace_s")]
     pub grace: Duration,
@@ -61,6 +66,9 @@ pub struct BenchPlan {
     pub target: TargetPlan,
     /// Prompts and answers.
     pub workload: WorkloadPlan,
+    /// What the server tells of itself.
+    #[serde(default)]
+    pub metrics: MetricsPlan,
     /// When requests start.
     pub load: Load,
     /// What ends a run.
@@ -94,6 +102,7 @@ impl BenchPlan {
             return refuse(format!("timeout must be in 1 ns..={MAX_DURATION:?}, given {:?}", self.target.timeout));
         }
         self.workload.check().map_err(BenchError::Plan)?;
+        self.metrics.check().map_err(BenchError::Plan)?;
         let excluded = match self.warmup {
             Warmup::Time(time) => time + self.cooldown,
             Warmup::Requests(n) if n >= limits.requests => {
@@ -106,6 +115,14 @@ impl BenchPlan {
         }
         if self.load.cases.is_empty() {
             return refuse("the load must have at least one case".to_owned());
+        }
+        if self.scale.shard.is_some() {
+            if self.goals.search.is_some() {
+                return refuse("a search cannot be shared: each process would follow levels of its own".to_owned());
+            }
+            if self.load.cases.iter().any(|case| matches!(case, Case::Waves(_))) {
+                return refuse("waves cannot be shared: each begins when the one before has ended".to_owned());
+            }
         }
         let checks = self.load.cases.iter().map(Case::check).chain([self.goals.check(), self.scale.check()]);
         checks.collect::<Result<(), String>>().or_else(refuse)

@@ -85,8 +85,53 @@ pub struct WorkloadPlan {
 pub enum Source {
     /// Random words.
     Synthetic,
+    /// Pieces of source files, as an editor sends them to be completed.
+    Files(FilesPlan),
+    /// Prompts or conversations of a file.
+    Dataset(DatasetPlan),
     /// The lengths, and the blocks of equal text, of a trace: see `docs/bench/workloads.md`.
     Trace(PathBuf),
+}
+
+/// Source files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FilesPlan {
+    /// Where they are, at any depth.
+    pub dir: PathBuf,
+    /// Endings of their names, lower-case, without the dot.
+    pub extensions: Vec<String>,
+    /// Asks for the text of a gap instead of what follows.
+    pub fim: Option<Fim>,
+}
+
+impl FilesPlan {
+    /// Endings of source files in common languages.
+    pub const EXTENSIONS: [&str; 26] = [
+        "c", "cc", "cpp", "cs", "css", "go", "h", "hpp", "html", "java", "jl", "js", "jsx", "kt", "lua", "md", "php",
+        "py", "rb", "rs", "scala", "sh", "sql", "swift", "ts", "tsx",
+    ];
+}
+
+/// Special tokens of fill-in-the-middle prompts: `PREFIX before SUFFIX after MIDDLE`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fim {
+    /// Stands before the text before the gap.
+    pub prefix: String,
+    /// Stands before the text after the gap.
+    pub suffix: String,
+    /// Stands at the end: the text of the gap is to follow.
+    pub middle: String,
+}
+
+/// A file of prompts or conversations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatasetPlan {
+    /// JSON lines, or one JSON array.
+    pub file: PathBuf,
+    /// Shorter prompts are left out. Tokens, as the server counts them.
+    pub min_tokens: Option<u32>,
+    /// Longer ones too.
+    pub max_tokens: Option<u32>,
 }
 
 impl Default for WorkloadPlan {
@@ -140,6 +185,32 @@ impl WorkloadPlan {
         let (ThinkTime::Fixed(think) | ThinkTime::Exponential(think)) = self.think;
         if think > super::MAX_DURATION {
             return Err(format!("think time must be at most {:?}, given {think:?}", super::MAX_DURATION));
+        }
+        let (what, can_share, can_talk) = match &self.source {
+            Source::Synthetic => ("synthetic prompts", true, true),
+            Source::Files(_) => ("prompts from files", false, false),
+            Source::Dataset(_) => ("a dataset", false, true),
+            Source::Trace(_) => ("a trace", false, false),
+        };
+        if !can_share && matches!(self.prompts, PromptMix::SharedPrefix { .. } | PromptMix::HitRate { .. }) {
+            return Err(format!("shared prefixes are made for synthetic prompts, not for {what}"));
+        }
+        if !can_talk && self.turns.fixed() != Some(1) {
+            return Err(format!("turns of {what} cannot be more than 1, given {}", self.turns));
+        }
+        match &self.source {
+            Source::Trace(_) if self.input_tokens.is_some() || self.output_tokens.is_some() => {
+                return Err(
+                    "a trace says how long prompts and answers are: leave input and output tokens away".to_owned()
+                );
+            }
+            Source::Dataset(DatasetPlan { min_tokens: Some(min), max_tokens: Some(max), .. }) if min > max => {
+                return Err(format!("dataset tokens must be in order, given at least {min} and at most {max}"));
+            }
+            Source::Files(files) if files.extensions.is_empty() => {
+                return Err("file types must name at least one".to_owned());
+            }
+            _ => {}
         }
         let groups = match self.prompts {
             PromptMix::SharedPrefix { tokens, groups } => {

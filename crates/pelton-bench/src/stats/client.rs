@@ -44,6 +44,15 @@ pub const WAITING_LIMIT: f64 = 0.05;
 /// Above this share of late starts the 99th percentile is the client's.
 pub const LATE_LIMIT: f64 = 0.01;
 
+impl ClientLimit {
+    /// How bad it is, 0 to 1.
+    pub fn share(self) -> f64 {
+        match self {
+            ClientLimit::Busy(share) | ClientLimit::Waiting(share) | ClientLimit::Late(share) => share,
+        }
+    }
+}
+
 impl std::fmt::Display for ClientLimit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -16,6 +16,7 @@ pub mod bootstrap;
 mod client;
 mod goodput;
 mod histograms;
+mod merged;
 mod values;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ use crate::slo::Goodput;
 pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, compare, estimate};
 pub use client::{ClientCost, ClientLimit};
 pub use histograms::Histograms;
+pub(crate) use merged::Merged;
+pub(crate) use values::of_requests;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,62 +244,86 @@ pub fn summarise(plan: &BenchPlan, case: &Case, run: &mut Run) -> Summary {
             _ => Part::Measured,
         };
     }
-    let measured = || run.rows.iter().filter(|row| row.part == Part::Measured);
-    let complete: Vec<&Row> = measured().filter(|row| row.failure.is_none()).collect();
-    let is_open = !case.is_closed();
-    let late_after_us = case.bounds().map_or(u64::MAX, |bounds| bounds.late_after.as_micros() as u64);
-    let part = |part| run.rows.iter().filter(|row| row.part == part).count() as u64;
-    let requests = Counts {
-        started: run.rows.len() as u64,
-        warmup: part(Part::Warmup),
-        cooldown: part(Part::Cooldown),
-        measured: part(Part::Measured),
-        complete: complete.len() as u64,
-        failed: part(Part::Measured) - complete.len() as u64,
-        dropped: run.dropped_us.len() as u64,
-        late: measured().filter(|row| row.late_us() > late_after_us).count() as u64,
-        short: complete.iter().filter(|row| row.output_tokens < row.wished_tokens).count() as u64,
-        counted_by_chunks: complete.iter().filter(|row| row.counted_by == CountedBy::Chunks).count() as u64,
+    let observed = Observed {
+        rows: &run.rows,
+        dropped_us: &run.dropped_us,
+        window,
+        client: client::cost(run),
+        is_interrupted: run.interrupted,
     };
-    let mut errors = BTreeMap::new();
-    for failure in run.rows.iter().filter_map(|row| row.failure.as_ref()) {
-        let entry = errors
-            .entry(failure.kind.to_string())
-            .or_insert_with(|| ErrorSummary { count: 0, example: failure.message.clone() });
-        entry.count += 1;
+    observed.summary(plan, case)
+}
+
+/// What happened, with the part of each row known.
+struct Observed<'a> {
+    rows: &'a [Row],
+    dropped_us: &'a [u64],
+    window: Window,
+    client: Option<ClientCost>,
+    is_interrupted: bool,
+}
+
+impl Observed<'_> {
+    fn summary(self, plan: &BenchPlan, case: &Case) -> Summary {
+        let Self { rows, dropped_us, window, client, is_interrupted } = self;
+        let last_end = rows.iter().map(Row::end_at_us).max().unwrap_or(0);
+        let measured = || rows.iter().filter(|row| row.part == Part::Measured);
+        let complete: Vec<&Row> = measured().filter(|row| row.failure.is_none()).collect();
+        let is_open = !case.is_closed();
+        let late_after_us = case.bounds().map_or(u64::MAX, |bounds| bounds.late_after.as_micros() as u64);
+        let part = |part| rows.iter().filter(|row| row.part == part).count() as u64;
+        let requests = Counts {
+            started: rows.len() as u64,
+            warmup: part(Part::Warmup),
+            cooldown: part(Part::Cooldown),
+            measured: part(Part::Measured),
+            complete: complete.len() as u64,
+            failed: part(Part::Measured) - complete.len() as u64,
+            dropped: dropped_us.len() as u64,
+            late: measured().filter(|row| row.late_us() > late_after_us).count() as u64,
+            short: complete.iter().filter(|row| row.output_tokens < row.wished_tokens).count() as u64,
+            counted_by_chunks: complete.iter().filter(|row| row.counted_by == CountedBy::Chunks).count() as u64,
+        };
+        let mut errors = BTreeMap::new();
+        for failure in rows.iter().filter_map(|row| row.failure.as_ref()) {
+            let entry = errors
+                .entry(failure.kind.to_string())
+                .or_insert_with(|| ErrorSummary { count: 0, example: failure.message.clone() });
+            entry.count += 1;
+        }
+        let of = |value: &dyn Fn(&Row) -> Option<f64>| {
+            Distribution::of(complete.iter().filter_map(|row| value(row)).collect())
+        };
+        let service_ttft = |row: &Row| Some(ms(row.arrivals.first()?.at_us.into())).filter(|_| plan.target.stream);
+        let service_e2e = |row: &Row| Some(service_ms(row));
+        let (mut token_gaps, mut chunk_gaps) = (Vec::new(), Vec::new());
+        for row in &complete {
+            gaps(row, &mut token_gaps, &mut chunk_gaps);
+        }
+        let dropped = dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
+        let mut summary = Summary {
+            goodput: goodput::goodput(&plan.goals.slos, &plan.target, rows, window, dropped),
+            client_limits: client::limits(client.as_ref(), &requests),
+            client,
+            requests,
+            errors,
+            rates: rates(rows, window),
+            whole: rates(rows, Window { from_us: 0, to_us: last_end + 1 }),
+            ttft_ms: of(&|row| Some(service_ttft(row)? + late_ms(row))),
+            itl_ms: Distribution::of(token_gaps),
+            chunk_gap_ms: Distribution::of(chunk_gaps),
+            tpot_ms: of(&tpot),
+            e2e_ms: of(&|row| Some(service_e2e(row)? + late_ms(row))),
+            service_ttft_ms: of(&service_ttft).filter(|_| is_open),
+            service_e2e_ms: of(&service_e2e).filter(|_| is_open),
+            lateness_ms: Distribution::of(measured().map(late_ms).collect()).filter(|_| is_open),
+            output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
+            prompts: check_prompts(rows.iter()),
+            notes: Vec::new(),
+        };
+        summary.notes = notes(case, rows, is_interrupted, &summary);
+        summary
     }
-    let of =
-        |value: &dyn Fn(&Row) -> Option<f64>| Distribution::of(complete.iter().filter_map(|row| value(row)).collect());
-    let service_ttft = |row: &Row| Some(ms(row.arrivals.first()?.at_us.into())).filter(|_| plan.target.stream);
-    let service_e2e = |row: &Row| Some(service_ms(row));
-    let (mut token_gaps, mut chunk_gaps) = (Vec::new(), Vec::new());
-    for row in &complete {
-        gaps(row, &mut token_gaps, &mut chunk_gaps);
-    }
-    let dropped = run.dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
-    let client = client::cost(run);
-    let mut summary = Summary {
-        goodput: goodput::goodput(&plan.goals.slos, &plan.target, &run.rows, window, dropped),
-        client_limits: client::limits(client.as_ref(), &requests),
-        client,
-        requests,
-        errors,
-        rates: rates(&run.rows, window),
-        whole: rates(&run.rows, Window { from_us: 0, to_us: last_end + 1 }),
-        ttft_ms: of(&|row| Some(service_ttft(row)? + late_ms(row))),
-        itl_ms: Distribution::of(token_gaps),
-        chunk_gap_ms: Distribution::of(chunk_gaps),
-        tpot_ms: of(&tpot),
-        e2e_ms: of(&|row| Some(service_e2e(row)? + late_ms(row))),
-        service_ttft_ms: of(&service_ttft).filter(|_| is_open),
-        service_e2e_ms: of(&service_e2e).filter(|_| is_open),
-        lateness_ms: Distribution::of(measured().map(late_ms).collect()).filter(|_| is_open),
-        output_tokens: of(&|row| Some(f64::from(row.output_tokens))),
-        prompts: check_prompts(run.rows.iter()),
-        notes: Vec::new(),
-    };
-    summary.notes = notes(case, run, &summary);
-    summary
 }
 
 fn measured_window(plan: &BenchPlan, run: &Run, last_end: u64) -> Window {
@@ -377,10 +404,10 @@ fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck>
     })
 }
 
-fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
+fn notes(case: &Case, rows: &[Row], is_interrupted: bool, summary: &Summary) -> Vec<String> {
     let mut notes = Vec::new();
     let requests = &summary.requests;
-    if run.interrupted {
+    if is_interrupted {
         notes.push("the run was interrupted; the numbers are of what came before".to_owned());
     }
     if requests.complete == 0 {
@@ -394,8 +421,7 @@ fn notes(case: &Case, run: &Run, summary: &Summary) -> Vec<String> {
     }
     if requests.short > 0 {
         let (n, of) = (requests.short, requests.complete);
-        let reasons: BTreeMap<&str, ()> = run
-            .rows
+        let reasons: BTreeMap<&str, ()> = rows
             .iter()
             .filter(|row| row.part == Part::Measured && row.output_tokens < row.wished_tokens)
             .filter_map(|row| Some((row.finish_reason.as_deref()?, ())))
@@ -447,7 +473,7 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Goals, Limits, Load, Scale, TargetPlan, WorkloadPlan};
+    use crate::plan::{Goals, Limits, Load, MetricsPlan, Scale, TargetPlan, WorkloadPlan};
     use crate::recorder::{ErrorKind, Failure, RowBuilder};
     use std::time::Instant;
 
@@ -464,8 +490,14 @@ mod tests {
                 timeout: Duration::from_secs(1),
             },
             workload: WorkloadPlan::synthetic(10, 3, 0),
+            metrics: MetricsPlan::default(),
             load: Load::users([1]),
-            limits: Limits { duration: Duration::from_secs(10), requests: 100, grace: Duration::ZERO },
+            limits: Limits {
+                duration: Duration::from_secs(10),
+                requests: 100,
+                grace: Duration::ZERO,
+                at_least: Duration::ZERO,
+            },
             warmup: Warmup::Time(Duration::ZERO),
             cooldown: Duration::ZERO,
             goals: Goals::default(),

@@ -1,69 +1,34 @@
 //! What is asked, request by request: lengths, texts, conversations, all seeded.
 
 pub mod count;
+mod cut;
+mod dataset;
 mod draw;
+mod files;
+mod pool;
+mod session;
 pub mod synthetic;
 pub mod trace;
 
-use std::borrow::Cow;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use session::{Ask, Prompt, Session};
 
 use crate::BenchError;
 use crate::plan::{PromptMix, Source, ThinkTime, WorkloadPlan};
+use crate::results::PromptMaking;
+use crate::watch::{Sight, Watch};
+use count::{Count, Counter, SAMPLE};
 use draw::{Purpose, Sampler, below, random};
+use pool::Pool;
+use session::Turn;
 use synthetic::{Prompts, Shared, Words};
 use trace::TraceEntry;
 
-/// One request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
-    /// What the model reads.
-    pub prompt: Prompt,
-    /// Tokens that the prompt was made to have, as the server counts them; 0 if nobody counted.
-    pub prompt_tokens: u32,
-    /// Tokens asked for.
-    pub output_tokens: u32,
-}
-
-/// What a model reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prompt {
-    /// To be continued.
-    Text(String),
-    /// To be answered.
-    Messages(Vec<Message>),
-}
-
-/// One message of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: Cow<'static, str>,
-    /// The words.
-    pub content: String,
-}
-
-impl Message {
-    fn new(role: &'static str, content: String) -> Self {
-        Self { role: Cow::Borrowed(role), content }
-    }
-}
-
-impl Prompt {
-    /// For dialects without messages: their contents, an empty line between them.
-    pub fn as_text(&self) -> Cow<'_, str> {
-        match self {
-            Prompt::Text(text) => Cow::Borrowed(text),
-            Prompt::Messages(messages) => {
-                let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-                Cow::Owned(contents.join("\n\n"))
-            }
-        }
-    }
-}
+/// Requests from which the expected share of the prefix cache is estimated.
+const MAX_ESTIMATED: u64 = 256;
 
 /// Everything that one run asks. Equal plans, seeds included, ask the same.
 #[derive(Clone, Debug)]
@@ -78,57 +43,115 @@ pub struct Workload {
 /// What requests are made of.
 #[derive(Clone, Debug)]
 enum Material {
-    Synthetic { words: Words, prompts: Prompts, input: Sampler, output: Sampler, longest: u32 },
-    Trace { words: Words, prompts: Prompts, entries: Rc<Vec<TraceEntry>>, longest: u32 },
+    Synthetic { texts: Texts, input: Sampler, output: Sampler },
+    Trace { texts: Texts, entries: Rc<Vec<TraceEntry>> },
+    Pool(Pool),
+}
+
+/// Texts of words, and what is needed to make others.
+#[derive(Clone, Debug)]
+struct Texts {
+    words: Words,
+    prompts: Prompts,
+    longest: u32,
+}
+
+impl Texts {
+    /// Errors if prompts of `longest` tokens, or any shorter ones, cannot be made.
+    fn new(words: Words, seed: u64, longest: u32) -> Result<Self, BenchError> {
+        let prompts = Prompts::new(&words, seed, longest);
+        let texts = Self { words, prompts, longest };
+        if texts.prompts.possible(longest).is_none() {
+            return Err(texts.impossible(longest));
+        }
+        Ok(texts)
+    }
+
+    fn impossible(&self, tokens: u32) -> BenchError {
+        let why = match self.words.overhead() {
+            overhead if overhead >= i64::from(tokens) => format!("the server adds {overhead} tokens to each"),
+            _ => "no sequence of words has that many".to_owned(),
+        };
+        BenchError::Prompts(format!("prompts of {tokens} tokens cannot be made: {why}"))
+    }
+
+    fn reseed(&mut self, seed: u64) {
+        self.prompts = Prompts::new(&self.words, seed, self.longest);
+    }
 }
 
 impl Workload {
-    /// Reads files and prepares texts. `words` are those of the server's tokenizer, which the plan named or the server answered for.
+    /// Reads files, learns how the server counts, makes what can be made before the run. `requests` bounds how many different ones are
+    /// needed; `reported` is what the server said of [`SAMPLE`].
     ///
     /// # Errors
-    /// Files that cannot be read; a fixed length that no sequence of words has.
-    pub fn prepare(plan: &WorkloadPlan, words: &Words) -> Result<Self, BenchError> {
-        let material = match &plan.source {
+    /// Files that cannot be read; lengths that cannot be made; a counter that fails.
+    pub async fn prepare(
+        plan: &WorkloadPlan,
+        requests: u64,
+        counter: &mut Counter<'_>,
+        reported: Option<u32>,
+        watch: &mut dyn Watch,
+    ) -> Result<(Self, PromptMaking), BenchError> {
+        let counted_by = counter.source();
+        let mut notes = Vec::new();
+        let overhead = match reported {
+            Some(reported) if counter.is_exact() => i64::from(reported) - counter.count(SAMPLE).await? as i64,
+            _ => 0,
+        };
+        let (material, overhead) = match &plan.source {
             Source::Synthetic => {
-                let input = Sampler::new(&plan.input(), Purpose::Input)?;
-                let longest = input.highest(&plan.input());
-                let prompts = Prompts::new(words, plan.seed, longest);
-                let shortest_fixed = plan.input().fixed();
-                if let Some(wished) = shortest_fixed.filter(|&wished| prompts.possible(wished) != Some(wished)) {
-                    return Err(impossible(words, wished));
+                let (input, output) = (plan.input(), plan.output());
+                let sampler = Sampler::new(&input, Purpose::Input)?;
+                let words = Words::learn(counter, overhead, watch).await?;
+                let overhead = words.overhead();
+                let texts = Texts::new(words, plan.seed, sampler.highest(&input))?;
+                if let Some(wished) = input.fixed().filter(|&wished| texts.prompts.possible(wished) != Some(wished)) {
+                    return Err(texts.impossible(wished));
                 }
-                if prompts.possible(longest).is_none() {
-                    return Err(impossible(words, longest));
-                }
-                let output = Sampler::new(&plan.output(), Purpose::Output)?;
-                Material::Synthetic { words: words.clone(), prompts, input, output, longest }
+                let output = Sampler::new(&output, Purpose::Output)?;
+                (Material::Synthetic { texts, input: sampler, output }, overhead)
             }
             Source::Trace(path) => {
                 let entries = trace::read(path)?;
                 let longest = entries.iter().map(|entry| entry.input_tokens).max().unwrap_or(1);
-                let prompts = Prompts::new(words, plan.seed, longest);
-                if prompts.possible(longest).is_none() {
-                    return Err(impossible(words, longest));
-                }
-                Material::Trace { words: words.clone(), prompts, entries: Rc::new(entries), longest }
+                let words = Words::learn(counter, overhead, watch).await?;
+                let overhead = words.overhead();
+                let texts = Texts::new(words, plan.seed, longest)?;
+                notes.push(format!("{} requests in {}", entries.len(), path.display()));
+                (Material::Trace { texts, entries: Rc::new(entries) }, overhead)
+            }
+            Source::Files(files) => {
+                watch.see(Sight::Preparing("reading files"));
+                let made = pool::from_files(plan, files, requests, counter, overhead, watch).await?;
+                notes.extend(made.notes);
+                (Material::Pool(made.pool), overhead)
+            }
+            Source::Dataset(dataset) => {
+                watch.see(Sight::Preparing("reading the dataset"));
+                let made = pool::from_dataset(plan, dataset, requests, counter, overhead, watch).await?;
+                notes.extend(made.notes);
+                (Material::Pool(made.pool), overhead)
             }
         };
-        Ok(Self {
+        let workload = Self {
             seed: plan.seed,
             mix: plan.prompts,
             think: plan.think,
             turns: Sampler::new(&plan.turns, Purpose::Turns)?,
             material,
-        })
+        };
+        let expected_hit_share = workload.hit_share(requests);
+        Ok((workload, PromptMaking { counted_by, overhead, expected_hit_share, notes }))
     }
 
-    /// The same kind of requests with other texts, for another run: those of this one may be in the server's prefix cache.
+    /// The same kind of requests with other texts, for another run: those of this one may be in the server's prefix cache. What was read
+    /// from files comes in another order.
     pub fn reseeded(&self, seed: u64) -> Self {
         let mut workload = Self { seed, ..self.clone() };
         match &mut workload.material {
-            Material::Synthetic { words, prompts, longest, .. } | Material::Trace { words, prompts, longest, .. } => {
-                *prompts = Prompts::new(words, seed, *longest);
-            }
+            Material::Synthetic { texts, .. } | Material::Trace { texts, .. } => texts.reseed(seed),
+            Material::Pool(pool) => pool.reseed(seed),
         }
         workload
     }
@@ -137,30 +160,43 @@ impl Workload {
     pub fn session(&self, index: u64) -> Session {
         // All the same: all that is drawn is drawn for the first.
         let index = if self.mix == PromptMix::Same { 0 } else { index };
-        let num_turns = self.turns.at(self.seed, index, 0);
-        let turns = (0..num_turns).map(|turn| self.turn(index, turn)).collect::<Vec<_>>();
-        Session { history: (num_turns > 1).then(Vec::new), turns: turns.into_iter() }
-    }
-
-    fn turn(&self, index: u64, turn: u32) -> Turn {
-        let pause = if turn == 0 { Duration::ZERO } else { draw::think_time(self.think, self.seed, index, turn) };
+        let wished = self.turns.at(self.seed, index, 0);
+        let pause = |turn| match turn {
+            0 => Duration::ZERO,
+            _ => draw::think_time(self.think, self.seed, index, turn),
+        };
         match &self.material {
-            Material::Synthetic { prompts, input, output, .. } => {
-                let wished = input.at(self.seed, index, turn);
-                let output_tokens = output.at(self.seed, index, turn);
-                if turn > 0 {
-                    let text = prompts.message(index, turn, wished);
-                    return Turn { text, tokens: 0, output_tokens, pause };
-                }
-                let tokens = prompts.possible(wished).unwrap_or(wished);
-                let (text, _) = prompts.prompt(index, tokens, self.shared(index, tokens));
-                Turn { text, tokens, output_tokens, pause }
+            Material::Synthetic { texts, input, output } => {
+                let turn = |turn| {
+                    let tokens = input.at(self.seed, index, turn);
+                    let output_tokens = output.at(self.seed, index, turn);
+                    let (text, tokens) = match turn {
+                        0 => {
+                            let tokens = texts.prompts.possible(tokens).unwrap_or(tokens);
+                            (texts.prompts.prompt(index, tokens, self.shared(index, tokens)).0, tokens)
+                        }
+                        _ => (texts.prompts.message(index, turn, tokens), 0),
+                    };
+                    Turn { text, tokens, output_tokens, pause: pause(turn) }
+                };
+                Session::new(None, (0..wished).map(turn).collect())
             }
-            Material::Trace { prompts, entries, .. } => {
+            Material::Trace { texts, entries } => {
                 let entry = &entries[(index % entries.len() as u64) as usize];
-                let tokens = prompts.possible(entry.input_tokens).unwrap_or(entry.input_tokens);
-                let text = prompts.blocks(index, tokens, &entry.hash_ids, trace::BLOCK_TOKENS);
-                Turn { text, tokens, output_tokens: entry.output_tokens, pause }
+                let tokens = texts.prompts.possible(entry.input_tokens).unwrap_or(entry.input_tokens);
+                let text = texts.prompts.blocks(index, tokens, &entry.hash_ids, trace::BLOCK_TOKENS);
+                let turn = Turn { text, tokens, output_tokens: entry.output_tokens, pause: Duration::ZERO };
+                Session::new(None, vec![turn])
+            }
+            Material::Pool(pool) => {
+                let entry = pool.entry(index);
+                let turns = entry.turns.iter().take(wished as usize).zip(0..).map(|(said, turn)| Turn {
+                    text: said.text.clone(),
+                    tokens: if turn == 0 { entry.tokens } else { 0 },
+                    output_tokens: pool.output_tokens(said, self.seed, index, turn),
+                    pause: pause(turn),
+                });
+                Session::new(entry.system.clone(), turns.collect())
             }
         }
     }
@@ -176,61 +212,44 @@ impl Workload {
         // The last token is its own, or there were nothing left to compute.
         Some(Shared { group, tokens: shared.min(tokens - 1) })
     }
-}
 
-fn impossible(words: &Words, tokens: u32) -> BenchError {
-    let why = match words.overhead() {
-        overhead if overhead >= i64::from(tokens) => format!("the server adds {overhead} tokens to each"),
-        _ => "no sequence of words has that many".to_owned(),
-    };
-    BenchError::Prompts(format!("prompts of {tokens} tokens cannot be made: {why}"))
-}
-
-/// One message of the user, ready to be sent.
-#[derive(Clone, Debug)]
-struct Turn {
-    text: String,
-    /// As the server counts the whole prompt, if this is the first.
-    tokens: u32,
-    output_tokens: u32,
-    /// Before it is sent.
-    pause: Duration,
-}
-
-/// What one start asks: one request after another, each after the answer to the one before. All texts of the user are made beforehand.
-#[derive(Clone, Debug)]
-pub struct Session {
-    turns: std::vec::IntoIter<Turn>,
-    /// What was said so far; `None` for a single request, whose prompt is a text.
-    history: Option<Vec<Message>>,
-}
-
-impl Session {
-    /// The next request; `None` when all is said.
-    pub fn next(&mut self) -> Option<Ask> {
-        let turn = self.turns.next()?;
-        let prompt = match &mut self.history {
-            None => Prompt::Text(turn.text),
-            Some(history) => {
-                history.push(Message::new("user", turn.text));
-                Prompt::Messages(history.clone())
+    /// Share of all prompt tokens that a prefix cache without limits finds, once it has seen every prefix; of a trace, from an empty cache
+    /// on. 0 where nothing is shared on purpose, also where prompts of files repeat.
+    fn hit_share(&self, requests: u64) -> f64 {
+        if self.mix == PromptMix::Same {
+            return 1.0;
+        }
+        let (mut found, mut all) = (0u64, 0u64);
+        match &self.material {
+            Material::Synthetic { texts, input, output } => {
+                for index in 0..requests.min(MAX_ESTIMATED) {
+                    let tokens = input.at(self.seed, index, 0);
+                    let tokens = texts.prompts.possible(tokens).unwrap_or(tokens);
+                    let shared = self.shared(index, tokens);
+                    found += shared.map_or(0, |shared| u64::from(texts.prompts.prompt(index, tokens, Some(shared)).1));
+                    all += u64::from(tokens);
+                    // Each further message comes behind everything said so far, which the cache has.
+                    let mut history = u64::from(tokens);
+                    for turn in 1..self.turns.at(self.seed, index, 0) {
+                        history += u64::from(output.at(self.seed, index, turn - 1));
+                        found += history;
+                        history += u64::from(input.at(self.seed, index, turn));
+                        all += history;
+                    }
+                }
             }
-        };
-        Some(Ask { prompt, prompt_tokens: turn.tokens, output_tokens: turn.output_tokens })
-    }
-
-    /// Whether the answer to the last request is part of the next one.
-    pub fn wants_answer(&self) -> bool {
-        self.turns.len() > 0
-    }
-
-    /// The answer to the last request.
-    pub fn answered(&mut self, text: String) {
-        self.history.iter_mut().for_each(|history| history.push(Message::new("assistant", text.clone())));
-    }
-
-    /// Time before the next request.
-    pub fn pause(&self) -> Duration {
-        self.turns.as_slice().first().map_or(Duration::ZERO, |turn| turn.pause)
+            Material::Trace { entries, .. } => {
+                let mut seen: HashSet<u64> = HashSet::new();
+                for entry in entries.iter().take(requests as usize) {
+                    let full = (entry.input_tokens / trace::BLOCK_TOKENS) as usize;
+                    let known = entry.hash_ids.iter().take(full).take_while(|id| seen.contains(*id)).count();
+                    found += known as u64 * u64::from(trace::BLOCK_TOKENS);
+                    all += u64::from(entry.input_tokens);
+                    seen.extend(&entry.hash_ids);
+                }
+            }
+            Material::Pool(_) => {}
+        }
+        if all == 0 { 0.0 } else { found as f64 / all as f64 }
     }
 }

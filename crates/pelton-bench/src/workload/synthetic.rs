@@ -6,7 +6,8 @@
 use rand_pcg::Pcg64Mcg;
 
 use crate::BenchError;
-use crate::workload::count::Count;
+use crate::watch::{Sight, Watch};
+use crate::workload::count::{Count, Counter};
 use crate::workload::draw::{Purpose, below, random};
 
 /// Words to begin with; which of them are used depends on the tokenizer.
@@ -23,6 +24,9 @@ const CHECK_WORDS: usize = 64;
 
 /// Most texts that are tried. Each failure removes two words.
 const MAX_CHECKS: u32 = 200;
+
+/// Words that are sent together to a server that only reports the tokens of whole prompts.
+const GROUP: usize = 16;
 
 /// Fewer words than this do not make prompts that differ.
 const MIN_WORDS: usize = 8;
@@ -43,16 +47,34 @@ pub struct Words {
     words: Vec<Word>,
     /// Tokens that the server adds to what was counted, such as a chat template; negative if it leaves out special tokens.
     overhead: i64,
+    /// Tokens of the server for each token here; 1 unless nobody counts single words.
+    scale: f64,
 }
 
 impl Words {
+    /// What can be learned of the words from this counter. The server adds `overhead` to what it counts.
+    pub async fn learn(counter: &mut Counter<'_>, overhead: i64, watch: &mut dyn Watch) -> Result<Self, BenchError> {
+        match counter {
+            Counter::Usage(usage) if usage.reports() => {
+                watch.see(Sight::Preparing("finding words of one token by requests for one token"));
+                Self::by_reports(&mut async |text: &str| usage.prompt(text).await).await
+            }
+            Counter::Usage(_) => Ok(Self::guessed()),
+            counter => Ok(Self { overhead, ..Self::calibrate(counter, watch).await? }),
+        }
+    }
+
     /// Measures the candidate words and keeps those that add. About two questions per word.
     ///
     /// Errors if the counter fails, or if too few words add.
-    pub async fn calibrate(counter: &mut impl Count) -> Result<Self, BenchError> {
+    pub async fn calibrate(counter: &mut impl Count, watch: &mut dyn Watch) -> Result<Self, BenchError> {
         let anchors = counter.count(&format!("{ANCHOR} {ANCHOR}")).await?;
         let mut words = Vec::new();
-        for text in CANDIDATES.split_whitespace() {
+        let num_candidates = CANDIDATES.split_whitespace().count();
+        for (n, text) in CANDIDATES.split_whitespace().enumerate() {
+            if n.is_multiple_of(50) {
+                watch.see(Sight::Preparing(&format!("counting the tokens of words: {n} of {num_candidates}")));
+            }
             let first = counter.count(text).await? as u32;
             let between = counter.count(&format!("{ANCHOR} {text} {ANCHOR}")).await?;
             let more = between.saturating_sub(anchors) as u32;
@@ -85,32 +107,55 @@ impl Words {
                 words.len()
             )));
         }
-        Ok(Self { words, overhead: 0 })
+        Ok(Self { words, overhead: 0, scale: 1.0 })
     }
 
-    /// One token per word: a guess for servers that cannot be asked.
+    /// Learns from reports of whole prompts: `report` tells the tokens of a text as the server counts them, at the price of a request.
+    ///
+    /// To ask for each word would take hundreds. Instead [`GROUP`] words are sent together: where a group has the fewest tokens of all, each
+    /// of its words is taken for one token, and a last request over words of several groups must agree. If it does not, all words are
+    /// used, and their mean length. At most one request for each group, and two.
+    pub async fn by_reports<F>(report: &mut F) -> Result<Self, BenchError>
+    where
+        F: AsyncFnMut(&str) -> Result<u32, BenchError>,
+    {
+        let all: Vec<&'static str> = CANDIDATES.split_whitespace().collect();
+        let mut groups = Vec::new();
+        for group in all.chunks_exact(GROUP) {
+            groups.push((report(&group.join(" ")).await?, group));
+        }
+        let fewest = groups.iter().map(|group| group.0).min().unwrap_or(0);
+        let overhead = i64::from(fewest) - GROUP as i64;
+        let one = |text| Word { text, first: 1, more: 1 };
+        let clean = groups.iter().filter(|group| group.0 == fewest).flat_map(|group| group.1).copied();
+        let words: Vec<Word> = clean.map(one).collect();
+        if words.len() >= 2 * GROUP && overhead >= 0 {
+            let mut random = fastrand::Rng::with_seed(0);
+            let text: Vec<&str> = (0..CHECK_WORDS).map(|_| words[random.usize(..words.len())].text).collect();
+            if i64::from(report(&text.join(" ")).await?) == CHECK_WORDS as i64 + overhead {
+                return Ok(Self { words, overhead, scale: 1.0 });
+            }
+        }
+        // A line through one group and all words: what grows is the mean length, what stays is the overhead.
+        let whole = f64::from(report(&all.join(" ")).await?);
+        let mean = groups.iter().map(|group| f64::from(group.0)).sum::<f64>() / groups.len() as f64;
+        let scale = ((whole - mean) / (all.len() - GROUP) as f64).max(0.1);
+        let overhead = (mean - scale * GROUP as f64).round() as i64;
+        Ok(Self { overhead, scale, ..Self::guessed() })
+    }
+
+    /// One token per word: a guess for servers that tell nothing.
     pub fn guessed() -> Self {
         Self {
             words: CANDIDATES.split_whitespace().map(|text| Word { text, first: 1, more: 1 }).collect(),
             overhead: 0,
+            scale: 1.0,
         }
-    }
-
-    /// Learns what the server adds: it reports `reported` tokens for a prompt that was counted as `counted`.
-    pub fn learn_overhead(&mut self, counted: u32, reported: u32) {
-        self.overhead = i64::from(reported) - i64::from(counted);
     }
 
     /// Tokens that the server adds to every prompt.
     pub fn overhead(&self) -> i64 {
         self.overhead
-    }
-
-    /// A short text and its number of tokens, to learn the overhead from.
-    pub fn sample(&self) -> (String, u32) {
-        let picked = self.words.iter().cycle().take(16);
-        let tokens = self.words[0].first + picked.clone().skip(1).map(|word| word.more).sum::<u32>();
-        (picked.map(|word| word.text).collect::<Vec<_>>().join(" "), tokens)
     }
 }
 
@@ -144,6 +189,7 @@ pub struct Prompts {
     words: Vec<Word>,
     seed: u64,
     overhead: i64,
+    scale: f64,
     /// `begins[n]`: a text of n tokens can be made of words.
     begins: Vec<bool>,
     /// `continues[n]`: n more tokens can be made of words.
@@ -178,7 +224,7 @@ struct Picks {
 impl Prompts {
     /// Prepares texts of up to `max_tokens` tokens, overhead included.
     pub fn new(words: &Words, seed: u64, max_tokens: u32) -> Self {
-        let size = (i64::from(max_tokens) - words.overhead).max(0) as usize + 1;
+        let size = made(max_tokens, words.overhead, words.scale).max(0) as usize + 1;
         let costs = |cost: fn(&Word) -> u32| {
             let mut costs: Vec<usize> = words.words.iter().map(|word| cost(word) as usize).collect();
             costs.sort_unstable();
@@ -199,16 +245,18 @@ impl Prompts {
         let mut shuffled = words.words.clone();
         // In an order that depends on the seed, so that two seeds share no first words by rule.
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
-        Self { words: shuffled, seed, overhead: words.overhead, begins, continues }
+        Self { words: shuffled, seed, overhead: words.overhead, scale: words.scale, begins, continues }
     }
 
     /// The length nearest to `tokens` (as the server counts) that a prompt can have; `None` if there is none up to the maximum.
     pub fn possible(&self, tokens: u32) -> Option<u32> {
-        let wished = i64::from(tokens) - self.overhead;
+        let wished = made(tokens, self.overhead, self.scale);
         let can = |n: i64| usize::try_from(n).is_ok_and(|n| self.begins.get(n).is_some_and(|&can| can));
         let steps = (0..self.begins.len() as i64).flat_map(|step| [wished - step, wished + step]);
-        let found = steps.into_iter().find(|&n| can(n))?;
-        u32::try_from(found + self.overhead).ok()
+        match steps.into_iter().find(|&n| can(n))? {
+            found if found == wished => Some(tokens),
+            found => Some(self.told(found)),
+        }
     }
 
     /// Prompt number `index` of `tokens` tokens, which must be [`possible`](Self::possible), and how many of them it really shares: as
@@ -235,7 +283,7 @@ impl Prompts {
             left,
             Picks { random: random(self.seed, Purpose::Words, index, 0), digits: Some(index) },
         );
-        let shared = if prefix == 0 { 0 } else { (i64::from(prefix) + self.overhead).max(0) as u32 };
+        let shared = if prefix == 0 { 0 } else { self.told(prefix.into()) };
         (line.text, shared)
     }
 
@@ -269,7 +317,12 @@ impl Prompts {
 
     /// Tokens to make for so many as the server counts, within what was prepared.
     fn own(&self, tokens: u32) -> u32 {
-        (i64::from(tokens) - self.overhead).clamp(0, self.begins.len() as i64 - 1) as u32
+        made(tokens, self.overhead, self.scale).clamp(0, self.begins.len() as i64 - 1) as u32
+    }
+
+    /// Tokens as the server counts for so many made.
+    fn told(&self, made: i64) -> u32 {
+        ((made as f64 * self.scale).round() as i64 + self.overhead).max(0) as u32
     }
 
     /// The most tokens, at most `tokens`, that words can add.
@@ -297,6 +350,11 @@ impl Prompts {
     }
 }
 
+/// Tokens to make of words for so many as the server counts.
+fn made(tokens: u32, overhead: i64, scale: f64) -> i64 {
+    ((i64::from(tokens) - overhead) as f64 / scale).round() as i64
+}
+
 impl Picks {
     fn next(&mut self, base: usize) -> usize {
         match self.digits.take() {
@@ -313,6 +371,7 @@ impl Picks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Blind;
     use std::collections::HashSet;
 
     /// One token per byte, and one at the beginning.
@@ -341,8 +400,8 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn prompts_have_exactly_the_wished_tokens() {
-        let bytes = Words::calibrate(&mut Bytes).await.expect("bytes add");
-        let joining = Words::calibrate(&mut Joining).await.expect("most words add");
+        let bytes = Words::calibrate(&mut Bytes, &mut Blind).await.expect("bytes add");
+        let joining = Words::calibrate(&mut Joining, &mut Blind).await.expect("most words add");
         for tokens in [2, 3, 4, 5, 7, 16, 33, 512, 4097] {
             for index in [0, 1, 2, 400, 99_999] {
                 assert_eq!(Bytes.count(&prompt(&bytes, index, tokens)).await.expect("counts"), tokens as usize);
@@ -353,7 +412,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn words_that_join_their_neighbours_are_left_out() {
-        let words = Words::calibrate(&mut Joining).await.expect("most words add");
+        let words = Words::calibrate(&mut Joining, &mut Blind).await.expect("most words add");
         assert!(words.words.len() > 200 && words.words.iter().all(|word| word.text != "x"));
     }
 
@@ -369,10 +428,8 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn the_overhead_of_the_server_is_part_of_the_wished_tokens() {
-        let mut words = Words::calibrate(&mut Bytes).await.expect("bytes add");
-        let (text, counted) = words.sample();
-        assert_eq!(text.len() + 1, counted as usize);
-        words.learn_overhead(counted, counted + 20);
+        let mut words = Words::calibrate(&mut Bytes, &mut Blind).await.expect("bytes add");
+        words.overhead = 20;
         assert_eq!(prompt(&words, 3, 100).len() + 1 + 20, 100);
         assert_eq!(Prompts::new(&words, 5, 19).possible(19), None, "shorter than the template");
     }
@@ -382,7 +439,7 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
         for path in [path.join("tokenizer.json"), path] {
             let mut counter = crate::workload::count::Local::load(&path).expect("the demo model has a tokenizer");
-            let words = Words::calibrate(&mut counter).await.expect("many words add");
+            let words = Words::calibrate(&mut counter, &mut Blind).await.expect("many words add");
             for tokens in [1, 2, 17, 512] {
                 for index in 0..50 {
                     let prompt = prompt(&words, index, tokens);
@@ -390,6 +447,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Words that begin with `li` are two tokens; a template adds nine.
+    #[tokio::test(flavor = "current_thread")]
+    async fn words_of_one_token_are_found_by_reports_of_whole_prompts() {
+        let mut asked = 0;
+        let tokens = |text: &str| 9 + text.split(' ').map(|word| 1 + u32::from(word.starts_with("li"))).sum::<u32>();
+        let mut report = async |text: &str| {
+            asked += 1;
+            Ok(tokens(text))
+        };
+        let words = Words::by_reports(&mut report).await.expect("reports");
+        assert_eq!((words.overhead, words.scale), (9, 1.0));
+        assert!(words.words.len() > 50 && words.words.iter().all(|word| !word.text.starts_with("li")));
+        assert_eq!(tokens(&prompt(&words, 4, 100)), 100);
+        assert!(asked <= CANDIDATES.split_whitespace().count() / GROUP + 2, "{asked} requests");
+    }
+
+    /// Every word costs its length: no group is clean, and the mean must do.
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_mean_length_is_used_where_no_word_is_one_token() {
+        let tokens = |text: &str| 5 + text.len() as u32;
+        let words = Words::by_reports(&mut async |text: &str| Ok(tokens(text))).await.expect("reports");
+        assert!(words.scale > 3.0, "{}", words.scale);
+        let prompt = prompt(&words, 4, 4000);
+        assert!(tokens(&prompt).abs_diff(4000) < 200, "{}", tokens(&prompt));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Traces: when requests came to some server, and how long they and their answers were.
 //!
-//! Two forms are read. **JSON lines** (Mooncake): `{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}`,
-//! the time in milliseconds, one id for each 512 tokens of the prompt; equal ids mean equal text. **CSV with a head**: a column of times
+//! Two forms are read. **JSON lines**: `{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}` (Mooncake:
+//! the time in milliseconds, one id for each 512 tokens of the prompt; equal ids mean equal text) or
+//! `{"timestamp": 27.482, "input_tokens": 6955, "output_tokens": 52}` (the time in seconds). **CSV with a head**: a column of times
 //! (seconds, or dates as in the Azure traces), one of prompt tokens, one of answer tokens, under the names in use ([`TIMES`], [`INPUTS`],
 //! [`OUTPUTS`]). Lines without tokens in prompt or answer (failed requests in BurstGPT) are left out.
 
@@ -107,19 +108,20 @@ fn json(text: &str) -> Result<(f64, TraceEntry), String> {
     #[derive(Deserialize)]
     struct Line {
         timestamp: f64,
-        input_length: u32,
-        output_length: u32,
+        input_length: Option<u32>,
+        output_length: Option<u32>,
+        input_tokens: Option<u32>,
+        output_tokens: Option<u32>,
         #[serde(default)]
         hash_ids: Vec<u64>,
     }
     let line: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let entry = TraceEntry {
-        at: Duration::ZERO,
-        input_tokens: line.input_length,
-        output_tokens: line.output_length,
-        hash_ids: line.hash_ids,
+    let (at_s, input_tokens, output_tokens) = match line {
+        Line { input_length: Some(input), output_length: Some(output), .. } => (line.timestamp / 1e3, input, output),
+        Line { input_tokens: Some(input), output_tokens: Some(output), .. } => (line.timestamp, input, output),
+        _ => return Err("neither input_length and output_length nor input_tokens and output_tokens".to_owned()),
     };
-    Ok((line.timestamp / 1e3, entry))
+    Ok((at_s, TraceEntry { at: Duration::ZERO, input_tokens, output_tokens, hash_ids: line.hash_ids }))
 }
 
 /// Where the numbers stand.
@@ -169,7 +171,7 @@ fn csv(text: &str, columns: &Columns) -> Result<(f64, TraceEntry), String> {
 }
 
 /// Seconds of `2023-11-16 18:15:46.6805900` since 1970; a `T` may stand between, `Z` or `+00:00` behind.
-fn date(text: &str) -> Option<f64> {
+pub fn date(text: &str) -> Option<f64> {
     let text = text.trim_end_matches('Z').trim_end_matches("+00:00");
     let (day, time) = text.split_once([' ', 'T'])?;
     let [year, month, day] = three(day, '-')?;
@@ -207,7 +209,7 @@ mod tests {
     #[test]
     fn json_lines_are_sorted_and_counted_from_the_first() {
         let text = r#"{"timestamp": 5000, "input_length": 600, "output_length": 3, "hash_ids": [1, 7]}
-            {"timestamp": 3000, "input_length": 10, "output_length": 4}
+            {"timestamp": 3.0, "input_tokens": 10, "output_tokens": 4}
 
             {"timestamp": 3500, "input_length": 10, "output_length": 0}"#;
         let read = written("json", text).expect("a trace");

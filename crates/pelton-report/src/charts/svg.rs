@@ -107,7 +107,7 @@ impl Legend {
             return Legend::None;
         }
         let names = series.iter().map(|series| text_width(&series.name)).fold(0.0, f64::max);
-        if !has_right && series.len() <= MAX_DIRECT && series.iter().all(is_line) && names < 180.0 {
+        if !has_right && series.len() <= MAX_DIRECT && series.iter().all(is_line) && names < 110.0 {
             return Legend::Direct;
         }
         let mut rows: Vec<Vec<(usize, f64)>> = vec![Vec::new()];
@@ -316,7 +316,7 @@ impl Panel<'_> {
 
     /// How many marks a vertical axis has place for.
     fn room(&self) -> usize {
-        (((self.area.bottom - self.area.top) / 45.0) as usize).max(2)
+        (((self.area.bottom - self.area.top) / 42.0) as usize).max(3)
     }
 
     fn series(&self, out: &mut String, series: &Series, x: &Ruler, y: &Ruler) -> fmt::Result {

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult};
-use pelton_bench::{Part, Row};
+use pelton_bench::{BenchPlan, Case, MAX_DURATION, Part, Row, TargetPlan, Warmup, Waves, WorkloadPlan};
 
 use super::Table;
 
@@ -28,6 +29,19 @@ pub struct Parameters {
     pub runs: u32,
     /// Waves of each size before them.
     pub warmups: u32,
+}
+
+/// A run of waves for each batch size. The first `warmups` waves of each are left out.
+pub fn plans(target: &TargetPlan, batches: &[usize], parameters: &Parameters, seed: u64) -> Vec<BenchPlan> {
+    let plan = |&batch: &usize| {
+        let workload = WorkloadPlan::synthetic(parameters.sequence_length, parameters.decode_length, seed);
+        let waves =
+            Waves { sizes: vec![batch; (parameters.warmups + parameters.runs) as usize], pause: Duration::ZERO };
+        let mut plan = super::test(target.clone(), workload, Case::Waves(waves).into(), MAX_DURATION);
+        plan.warmup = Warmup::Requests(parameters.warmups as u64 * batch as u64);
+        plan
+    };
+    batches.iter().map(plan).collect()
 }
 
 /// One wave of requests. Times are milliseconds.
@@ -90,8 +104,8 @@ impl Figures {
 /// Prints the three tables.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    /// One run for each batch size.
-    pub results: &'a Results,
+    /// One load test for each batch size.
+    pub results: &'a [Results],
     /// What was asked for.
     pub parameters: &'a Parameters,
 }
@@ -112,7 +126,13 @@ impl fmt::Display for Engine<'_> {
         }
         writeln!(f, "{table}")?;
 
-        let batches: Vec<Vec<Wave>> = self.results.runs.iter().map(waves).filter(|waves| !waves.is_empty()).collect();
+        let batches: Vec<Vec<Wave>> = self
+            .results
+            .iter()
+            .flat_map(|results| &results.runs)
+            .map(waves)
+            .filter(|waves| !waves.is_empty())
+            .collect();
         let steps = f64::from(parameters.decode_length.saturating_sub(1));
         let latency: [Quantity<'_>; 3] = [
             ("Prefill", &|wave| Some(wave.prefill_ms)),

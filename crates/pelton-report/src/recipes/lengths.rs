@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
-use pelton_bench::ServerMetrics;
 use pelton_bench::results::Results;
+use pelton_bench::{BenchPlan, Load, PromptMix, ServerMetrics, TargetPlan, WorkloadPlan};
 
 use super::Table;
 use super::table::or_dash;
@@ -24,6 +25,22 @@ const PUBLISHED: [(u32, f64, f64, f64, f64, f64); 4] = [
     (128, 65.0, 620.0, 14_286.0 / 1_121.0, 0.16, 0.08),
     (512, 40.0, 1600.0, 7_183.0 / 465.0, 0.06, 0.06),
 ];
+
+/// A load test for each output length: constantly many users, one prompt for all.
+pub fn plans(
+    target: &TargetPlan,
+    input: u32,
+    outputs: &[u32],
+    users: usize,
+    duration: Duration,
+    seed: u64,
+) -> Vec<BenchPlan> {
+    let plan = |&output: &u32| {
+        let workload = WorkloadPlan { prompts: PromptMix::Same, ..WorkloadPlan::synthetic(input, output, seed) };
+        super::test(target.clone(), workload, Load::users([users]), duration)
+    };
+    outputs.iter().map(plan).collect()
+}
 
 /// Work of a server between two readings of its counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -11,4 +11,28 @@ pub mod llm_bench;
 mod table;
 pub mod vus;
 
+use std::time::Duration;
+
+use pelton_bench::{
+    BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
+};
+
 pub use table::Table;
+
+/// How long requests that run at the end of a run may go on.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// A load test of so long, nothing left out.
+fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Duration) -> BenchPlan {
+    BenchPlan {
+        target,
+        workload,
+        load,
+        limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
+        warmup: Warmup::Requests(0),
+        cooldown: Duration::ZERO,
+        metrics: MetricsPlan::default(),
+        goals: Goals::default(),
+        scale: Scale::default(),
+    }
+}

@@ -4,9 +4,11 @@
 //! tells none is measured by streams instead, and the columns say so.
 
 use std::fmt;
+use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult};
-use pelton_bench::{Case, Distribution, Part, Row};
+use pelton_bench::{Api, BenchPlan, Distribution, Load, Part, PromptMix, Row, TargetPlan, WorkloadPlan};
+use serde_json::json;
 
 use super::Table;
 use super::table::or_dash;
@@ -37,6 +39,22 @@ const PUBLISHED: [(usize, Times, Times); 9] = [
 /// Users at which the published run on the A100 failed.
 const PUBLISHED_FAILURE: usize = 140;
 
+/// Tokens of the prompt: about those of the original, a comment and `def fibonacci`.
+const INPUT_TOKENS: u32 = 17;
+
+/// A closed loop for each number of users, one prompt for all, sampled as in the original. text-generation-inference is asked for whole
+/// answers, whose headers tell times; other servers for streams.
+pub fn plan(mut target: TargetPlan, users: &[usize], duration: Duration, seed: u64) -> BenchPlan {
+    target.stream = target.api != Some(Api::Tgi);
+    if target.api == Some(Api::Tgi) && target.extra_body.is_empty() {
+        let sampling = json!({ "temperature": 0.2, "top_p": 0.95, "seed": 0 });
+        target.extra_body.insert("parameters".to_owned(), sampling);
+    }
+    let workload =
+        WorkloadPlan { prompts: PromptMix::Same, ..WorkloadPlan::synthetic(INPUT_TOKENS, OUTPUT_TOKENS, seed) };
+    super::test(target, workload, Load::users(users.iter().copied()), duration)
+}
+
 /// Prints the table of a run over numbers of users.
 #[derive(Debug)]
 pub struct Vus<'a>(pub &'a Results);
@@ -52,7 +70,7 @@ impl fmt::Display for Vus<'_> {
         let more = ["requests/s", "failed", "A10G: per token, queue", "A100: per token, queue"];
         let mut table = Table::new(&[columns.as_slice(), more.as_slice()].concat());
         for run in &self.0.runs {
-            let users = users(&run.case);
+            let users = run.case.level().map(|(_, level)| level as usize);
             let (per_token, queue) = if told {
                 (times(run, |row| row.server_ms?.per_token), times(run, |row| row.server_ms?.queue))
             } else {
@@ -95,13 +113,6 @@ fn published(users: Option<usize>) -> (String, String) {
         Some(&(_, a10g, a100)) => (text(a10g), text(a100)),
         None if users == Some(PUBLISHED_FAILURE) => ("-".to_owned(), "requests failed".to_owned()),
         None => ("-".to_owned(), "-".to_owned()),
-    }
-}
-
-fn users(case: &Case) -> Option<usize> {
-    match *case {
-        Case::Closed { users } => Some(users),
-        Case::Open { .. } => None,
     }
 }
 

@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult};
+use pelton_bench::{BenchPlan, Case, Lengths, Shape, TargetPlan, Waves, WorkloadPlan};
 use serde_json::{Map, Value, json};
 
 use crate::charts::{Figure, PngError, Point, SHARPNESS, png, svg};
@@ -27,6 +29,12 @@ pub type Couple = (u32, u32);
 
 /// The couple and the number of requests in the card's second line.
 const HEADLINE: (Couple, usize) = ((1024, 128), 10);
+
+/// Shortest prompt of the prompt ingestion.
+const SHORTEST_PROMPT: u32 = 32;
+
+/// Between the end of a wave and the next.
+const WAVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +57,113 @@ impl Scenario {
                 format!("generation_speed_input_{input}_output_{output}_nb_requests_{n}")
             }
         }
+    }
+}
+
+/// Which scenarios, and how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Extent {
+    /// Couples of lengths.
+    pub couples: Vec<Couple>,
+    /// Parallel requests.
+    pub parallel: Vec<usize>,
+    /// Repetitions of the prompt ingestion, and the longest time of each.
+    pub ingestion: (u32, Duration),
+    /// Longest prompt of the prompt ingestion.
+    pub longest_prompt: u32,
+    /// Time of more and more requests.
+    pub profile: Duration,
+    /// A run of constant requests lasts at least so long and until there are so many requests, at most so long.
+    pub speed: (Duration, u64, Duration),
+    /// Most requests of a run.
+    pub max_queries: u64,
+    /// Seconds between two readings of the server's metrics.
+    pub metrics_interval: Duration,
+}
+
+impl Extent {
+    /// As the suite has it: up to fifteen hours.
+    pub fn full(metrics_interval: Duration) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            couples: [32, 1024, 4096]
+                .into_iter()
+                .flat_map(|input| [16, 128, 1024].map(|output| (input, output)))
+                .collect(),
+            parallel: vec![1, 2, 3, 4, 6, 8, 10, 14, 18, 22, 26, 30, 34, 38],
+            ingestion: (4, seconds(900)),
+            longest_prompt: 4096,
+            profile: seconds(900),
+            speed: (seconds(60), 100, seconds(900)),
+            max_queries: 1000,
+            metrics_interval,
+        }
+    }
+
+    /// The same scenarios in a few minutes: the couples that the card shows, few numbers of parallel requests, short runs.
+    pub fn quick(metrics_interval: Duration) -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            couples: vec![(32, 16), (1024, 128), (4096, 128)],
+            parallel: vec![1, 4, 10, 22],
+            ingestion: (2, seconds(15)),
+            profile: seconds(15),
+            speed: (seconds(8), 20, seconds(20)),
+            ..Self::full(metrics_interval)
+        }
+    }
+
+    /// Leaves out what is longer than the server takes. Returns the couples that were left out.
+    pub fn fit(&mut self, max_tokens: u32) -> Vec<Couple> {
+        let fits = |&(input, output): &Couple| input + output <= max_tokens;
+        let (kept, left) = self.couples.drain(..).partition(fits);
+        self.couples = kept;
+        self.longest_prompt = self.longest_prompt.min(max_tokens.saturating_sub(1));
+        left
+    }
+
+    /// The load test of each scenario, in the order in which they are run.
+    pub fn plans(&self, target: &TargetPlan, seed: u64) -> Vec<(Scenario, BenchPlan)> {
+        let mut target = target.clone();
+        target.stream = true;
+        let mut plans = Vec::new();
+        let mut add = |scenario, workload: WorkloadPlan, case: Case, duration, requests| {
+            // Another seed each time: prompts of an earlier run may be in the server's prefix cache.
+            let workload = WorkloadPlan { seed: seed.wrapping_add(plans.len() as u64), ..workload };
+            let mut plan = super::test(target.clone(), workload, case.into(), duration);
+            plan.limits.requests = requests;
+            plan.metrics.interval = self.metrics_interval;
+            plans.push((scenario, plan));
+        };
+        let (repeats, duration) = self.ingestion;
+        for n in 0..repeats {
+            let lengths = Lengths::of(Shape::Uniform(SHORTEST_PROMPT.min(self.longest_prompt), self.longest_prompt));
+            let workload = WorkloadPlan { input_tokens: Some(lengths), ..WorkloadPlan::synthetic(1, 1, 0) };
+            add(Scenario::PromptIngestion(n), workload, Case::users(1), duration, self.max_queries);
+        }
+        for &(input, output) in &self.couples {
+            let sizes = (1..).scan(0, |sum, size| {
+                *sum += size as u64;
+                (*sum <= self.max_queries).then_some(size)
+            });
+            let waves = Waves { sizes: sizes.collect(), pause: WAVE_PAUSE };
+            let workload = WorkloadPlan::synthetic(input, output, 0);
+            let scenario = Scenario::KvCacheProfile((input, output));
+            add(scenario, workload, Case::Waves(waves), self.profile, self.max_queries);
+        }
+        let (least, enough, most) = self.speed;
+        for &couple in &self.couples {
+            for &n in &self.parallel {
+                let workload = WorkloadPlan::synthetic(couple.0, couple.1, 0);
+                add(Scenario::GenerationSpeed(couple, n), workload, Case::users(n), most, enough);
+            }
+        }
+        for (scenario, plan) in &mut plans {
+            if matches!(scenario, Scenario::GenerationSpeed(..)) {
+                plan.limits.at_least = least;
+            }
+        }
+        plans
     }
 }
 
