@@ -53,6 +53,7 @@ use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
 use workload::count::{Counter, SAMPLE};
+pub use workload::trace::date as unix_time;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +264,7 @@ impl Tester<'_> {
             repeat,
             began_unix_s,
             wall_s: run.wall.as_secs_f64(),
+            is_interrupted: run.interrupted,
             verdicts: plan.goals.slos.iter().map(|slo| slo.judge(&summary)).collect(),
             summary,
             histograms: None,

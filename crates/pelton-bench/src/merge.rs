@@ -144,6 +144,7 @@ fn join(whole: &Results, number: usize, parts: Vec<RunResult>) -> Result<RunResu
     let began_unix_s = parts.iter().map(|part| part.began_unix_s).fold(f64::INFINITY, f64::min);
     let wall_s = parts.iter().map(|part| part.began_unix_s - began_unix_s + part.wall_s).fold(0.0, f64::max);
     let summaries: Vec<Summary> = parts.iter().map(|part| part.summary.clone()).collect();
+    let is_interrupted = parts.iter().any(|part| part.is_interrupted);
     let mut histograms: Option<Histograms> = None;
     let (mut rows, mut dropped_us): (Vec<Row>, Vec<u64>) = (Vec::new(), Vec::new());
     let mut server_metrics = None;
@@ -183,6 +184,7 @@ fn join(whole: &Results, number: usize, parts: Vec<RunResult>) -> Result<RunResu
         repeat,
         began_unix_s,
         wall_s,
+        is_interrupted,
         summary,
         histograms,
         server_metrics,

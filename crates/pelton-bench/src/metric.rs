@@ -2,9 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recorder::{Part, Row};
 use crate::results::RunResult;
-use crate::stats::{Distribution, Summary, gaps, tpot};
+use crate::stats::{Distribution, Summary, of_requests};
 
 /// One number, or one kind of number, of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -218,28 +217,7 @@ impl Metric {
     /// The values behind [`distribution`](Self::distribution), in the order of the rows; none if it has none in this run, or if the run's
     /// rows were not kept.
     pub fn values(self, run: &RunResult) -> Vec<f64> {
-        if self.distribution(&run.summary).is_none() {
-            return Vec::new();
-        }
-        let measured = || run.rows.iter().filter(|row| row.part == Part::Measured);
-        let complete = || measured().filter(|row| row.failure.is_none());
-        let ms = |us: u64| us as f64 / 1e3;
-        let first = |row: &Row| row.arrivals.first().map(|first| u64::from(first.at_us));
-        match self {
-            Metric::Ttft => complete().filter_map(|row| Some(ms(first(row)? + row.late_us()))).collect(),
-            Metric::ServiceTtft => complete().filter_map(|row| Some(ms(first(row)?))).collect(),
-            Metric::E2e => complete().map(|row| ms(u64::from(row.end_us) + row.late_us())).collect(),
-            Metric::ServiceE2e => complete().map(|row| ms(row.end_us.into())).collect(),
-            Metric::Lateness => measured().map(|row| ms(row.late_us())).collect(),
-            Metric::Tpot => complete().filter_map(tpot).collect(),
-            Metric::OutputTokens => complete().map(|row| f64::from(row.output_tokens)).collect(),
-            Metric::Itl | Metric::ChunkGap => {
-                let (mut tokens, mut chunks) = (Vec::new(), Vec::new());
-                complete().for_each(|row| gaps(row, &mut tokens, &mut chunks));
-                if self == Metric::Itl { tokens } else { chunks }
-            }
-            _ => Vec::new(),
-        }
+        if self.has_distribution() { of_requests(run, self).concat() } else { Vec::new() }
     }
 
     /// Its value in a run, if it has one for the whole of it.

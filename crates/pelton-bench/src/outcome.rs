@@ -29,31 +29,24 @@ impl Outcome {
 
 impl Results {
     /// How the test ended.
-    ///
-    /// Repetitions of a case miss the targets if at least half of them do. Of a search only the answer's level and the lowest one that
-    /// misses the targets count: between them lies what was found.
     pub fn outcome(&self) -> Outcome {
-        let telling: Vec<&RunResult> = match &self.search {
-            Some(search) => {
-                let upper = search.levels.iter().find(|level| !level.holds()).map(|level| level.level);
-                let tells = |level: f64| Some(level) == search.answer || Some(level) == upper;
-                search
-                    .trials
-                    .iter()
-                    .filter(|trial| tells(trial.level))
-                    .filter_map(|trial| self.runs.get(trial.run))
-                    .collect()
-            }
-            None => self.runs.iter().collect(),
+        let outcome = self.outcome_of_server();
+        let is_limited = self.telling_runs().iter().any(|run| !run.summary.client_limits.is_empty());
+        if is_limited && outcome != Outcome::NothingMeasured { Outcome::ClientLimited } else { outcome }
+    }
+
+    /// How the test ended, if the client's own limits are left out of account.
+    ///
+    /// Repetitions of a case miss the targets if at least half of them do.
+    pub fn outcome_of_server(&self) -> Outcome {
+        let telling = self.telling_runs();
+        let has_answers = |run: &&RunResult| run.summary.requests.complete > 0;
+        let is_measured = match &self.search {
+            Some(_) => telling.iter().any(has_answers),
+            None => self.has_results(),
         };
-        if telling.is_empty() || telling.iter().all(|run| run.summary.requests.complete == 0) {
+        if !is_measured {
             return Outcome::NothingMeasured;
-        }
-        if self.search.is_none() && !self.has_results() {
-            return Outcome::NothingMeasured;
-        }
-        if telling.iter().any(|run| !run.summary.client_limits.is_empty()) {
-            return Outcome::ClientLimited;
         }
         let is_missed = match &self.search {
             Some(search) => search.answer.is_none(),
@@ -64,5 +57,14 @@ impl Results {
             }),
         };
         if is_missed { Outcome::TargetsMissed } else { Outcome::Met }
+    }
+
+    /// All runs; of a search only those of the answer's level and of the lowest one that misses the targets: between them lies what
+    /// was found.
+    fn telling_runs(&self) -> Vec<&RunResult> {
+        let Some(search) = &self.search else { return self.runs.iter().collect() };
+        let upper = search.levels.iter().find(|level| !level.holds()).map(|level| level.level);
+        let tells = |level: f64| Some(level) == search.answer || Some(level) == upper;
+        search.trials.iter().filter(|trial| tells(trial.level)).filter_map(|trial| self.runs.get(trial.run)).collect()
     }
 }

@@ -60,6 +60,14 @@ pub struct Server {
     pub ignores_end_of_text: bool,
 }
 
+impl Server {
+    /// The model's name: as in requests, or as the server tells it.
+    pub fn name(&self) -> &str {
+        let told = || self.info.get("model_id").and_then(Value::as_str).unwrap_or_default();
+        if self.model.is_empty() { told() } else { &self.model }
+    }
+}
+
 /// How the number of prompt tokens was made right.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PromptMaking {
@@ -98,6 +106,8 @@ pub struct RunResult {
     pub began_unix_s: f64,
     /// Length of the run in seconds.
     pub wall_s: f64,
+    /// Whether the user ended it early.
+    pub is_interrupted: bool,
     /// What it showed.
     pub summary: Summary,
     /// How it stands to each target of the plan.
@@ -179,6 +189,11 @@ impl Results {
             }
             _ => read.map_err(ReadError::Json),
         }
+    }
+
+    /// Whether the user ended it early.
+    pub fn is_interrupted(&self) -> bool {
+        self.runs.iter().any(|run| run.is_interrupted)
     }
 
     /// Whether at least one measured request of each run has a complete answer.

@@ -1,7 +1,8 @@
 //! Load tests side by side: at each load that they share, every number of each, and how it differs from the first test's.
 
 use pelton_bench::results::RunResult;
-use pelton_bench::{Distribution, Metric};
+use pelton_bench::slo::Aggregate;
+use pelton_bench::{Difference, Distribution, Metric, compare};
 
 use crate::numbers::number;
 use crate::report::{LoadKind, Report, Test};
@@ -56,7 +57,11 @@ impl<'a> Comparison<'a> {
     pub fn note(&self) -> String {
         match self.places.first() {
             None => "The tests share no load: nothing to set side by side.".to_owned(),
-            Some(_) => format!("Changes are against {}.", self.tests[0].name),
+            Some(_) => format!(
+                "Changes are against {}; in brackets, where the change lies with a confidence of 95 % (bootstrap over requests or slices \
+                 of a run, and over repeats where there are several).",
+                self.tests[0].name
+            ),
         }
     }
 
@@ -74,22 +79,28 @@ impl<'a> Comparison<'a> {
             }
         }
         let mut table = Table { title: place.title.clone(), head, rows: Vec::new(), words: 2 };
-        for (metric, aggregate, which) in numbers() {
-            let values: Vec<Option<f64>> = place.runs.iter().map(|runs| value(runs, metric, which)).collect();
+        for (metric, aggregate) in numbers() {
+            let differences: Vec<Option<Difference>> =
+                place.runs[1..].iter().map(|runs| compare(&place.runs[0], runs, metric, aggregate)).collect();
+            let first = differences.iter().flatten().next().map(|difference| difference.a);
+            let mut values = vec![first.or_else(|| median(&place.runs[0], metric, aggregate))];
+            for (runs, difference) in place.runs[1..].iter().zip(&differences) {
+                let value = difference.as_ref().map(|difference| difference.b);
+                values.push(value.or_else(|| median(runs, metric, aggregate)));
+            }
             let is_silent = |value: &Option<f64>| value.is_none_or(|value| metric == Metric::DropRate && value == 0.0);
             if values.iter().all(is_silent) {
                 continue;
             }
-            let name = if aggregate.is_empty() {
-                metric.title().to_owned()
-            } else {
-                format!("{}, {aggregate}", metric.title())
-            };
+            let mut name = metric.title().to_owned();
+            if aggregate != Aggregate::Value {
+                name = format!("{name}, {}", aggregate.name());
+            }
             let mut row = vec![name, metric.unit().to_owned()];
             for (n, value) in values.iter().enumerate() {
                 row.push(value.map_or_else(|| "-".to_owned(), number));
                 if n > 0 {
-                    row.push(change(metric, values[0], *value));
+                    row.push(differences[n - 1].as_ref().map_or_else(|| "-".to_owned(), change));
                 }
             }
             table.rows.push(row);
@@ -98,41 +109,47 @@ impl<'a> Comparison<'a> {
     }
 }
 
-type Which = fn(&Distribution) -> f64;
-
 /// The numbers that are compared.
-fn numbers() -> Vec<(Metric, &'static str, Which)> {
-    let mut numbers: Vec<(Metric, &'static str, Which)> = Vec::new();
-    for metric in [Metric::RequestsPerSecond, Metric::OutputTokensPerSecond, Metric::InputTokensPerSecond] {
-        numbers.push((metric, "", |v| v.mean));
-    }
+fn numbers() -> Vec<(Metric, Aggregate)> {
+    let whole = |metric| (metric, Aggregate::Value);
+    let mut numbers =
+        [Metric::RequestsPerSecond, Metric::Goodput, Metric::OutputTokensPerSecond, Metric::InputTokensPerSecond]
+            .map(whole)
+            .to_vec();
     for metric in [Metric::Ttft, Metric::Itl, Metric::Tpot, Metric::E2e] {
-        numbers.push((metric, "p50", |v| v.p50));
-        numbers.push((metric, "p99", |v| v.p99));
+        numbers.extend([(metric, Aggregate::P50), (metric, Aggregate::P99)]);
     }
-    numbers.extend([Metric::ErrorRate, Metric::DropRate].map(|metric| (metric, "", (|v| v.mean) as Which)));
+    numbers.extend([Metric::ErrorRate, Metric::DropRate].map(whole));
     numbers
 }
 
-/// Median of the repeats.
-fn value(runs: &[&RunResult], metric: Metric, which: Which) -> Option<f64> {
-    let value = |run: &&RunResult| metric.value(&run.summary).or_else(|| metric.distribution(&run.summary).map(which));
-    Some(Distribution::of(runs.iter().filter_map(value).collect())?.p50)
+/// Of the repeats, where there is nothing to compare with.
+fn median(runs: &[&RunResult], metric: Metric, aggregate: Aggregate) -> Option<f64> {
+    let values = runs.iter().filter_map(|run| aggregate.in_run(metric, &run.summary));
+    Some(Distribution::of(values.collect())?.p50)
 }
 
-fn change(metric: Metric, from: Option<f64>, to: Option<f64>) -> String {
-    let (Some(from), Some(to)) = (from, to) else { return "-".to_owned() };
-    if from == to {
+/// The change in words: how much, in which direction, how sure.
+fn change(difference: &Difference) -> String {
+    if difference.a == difference.b {
         return "equal".to_owned();
     }
-    if from == 0.0 {
-        return if to > from { "was 0".to_owned() } else { "-".to_owned() };
-    }
-    let change = to / from - 1.0;
-    let is_better = (change > 0.0) == more_is_better(metric);
-    format!("{:+.1} % {}", 100.0 * change, if is_better { "better" } else { "worse" })
+    let is_better = (difference.b > difference.a) == more_is_better(difference.metric);
+    let verdict = match difference.is_significant() {
+        Some(true) if is_better => "better",
+        Some(true) => "worse",
+        Some(false) | None => difference.words(),
+    };
+    let Some(relative) = difference.relative() else { return verdict.to_owned() };
+    let interval = difference.interval.map_or_else(String::new, |interval| {
+        format!(" [{:+.1}, {:+.1}]", 100.0 * interval.low / difference.a, 100.0 * interval.high / difference.a)
+    });
+    format!("{:+.1} %{interval} {verdict}", 100.0 * relative)
 }
 
 fn more_is_better(metric: Metric) -> bool {
-    matches!(metric, Metric::RequestsPerSecond | Metric::OutputTokensPerSecond | Metric::InputTokensPerSecond)
+    matches!(
+        metric,
+        Metric::RequestsPerSecond | Metric::Goodput | Metric::OutputTokensPerSecond | Metric::InputTokensPerSecond
+    )
 }

@@ -5,7 +5,9 @@ use std::fmt;
 use pelton_bench::Distribution;
 use pelton_bench::results::{Results, RunResult};
 
+use crate::compare::Comparison;
 use crate::numbers::number;
+use crate::report::Report;
 use crate::{facts, tables};
 
 /// Prints results.
@@ -23,6 +25,32 @@ impl fmt::Display for Console<'_> {
         if report.runs.len() > 1 {
             writeln!(f)?;
             comparison(f, &report.runs)?;
+        }
+        for table in [tables::repeats(report), tables::targets_of(report), tables::search(report)] {
+            if !table.rows.is_empty() {
+                write!(f, "\n{}\n{}", table.title, table.text())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints load tests side by side.
+#[derive(Debug)]
+pub struct Side<'a>(pub &'a Report);
+
+impl fmt::Display for Side<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let comparison = Comparison::of(self.0);
+        for test in self.0.tests() {
+            writeln!(f, "{}: {} at {}", test.name, test.model(), test.results.plan.target.url)?;
+        }
+        writeln!(f, "{}", comparison.note())?;
+        for table in comparison.tables() {
+            write!(f, "\n{}\n{}", table.title, table.text())?;
+        }
+        for (note, runs) in self.0.notes() {
+            writeln!(f, "note: {note} ({runs})")?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use pelton_bench::results::{Results, RunResult};
 use serde_json::{Map, Value, json};
 
 use crate::report::Report;
@@ -11,61 +10,27 @@ use crate::tables;
 /// Version of this form, raised when a key changes its meaning or goes.
 pub const FORMAT: u32 = 1;
 
-/// Writes the report. Keys and units of summaries are those of the stored results.
-pub fn json(report: &Report) -> Result<String, serde_json::Error> {
+/// Writes the report. Keys and units of summaries are those of the stored results. The rows are dropped first: they may be many.
+pub fn json(mut report: Report) -> Result<String, serde_json::Error> {
+    let metrics: BTreeMap<&str, Value> = tables::metrics_shown(&report)
+        .into_iter()
+        .map(|metric| (metric.name(), json!({ "unit": metric.unit(), "formula": metric.formula() })))
+        .collect();
+    report.drop_rows();
     let mut tests = Vec::new();
     for test in report.tests() {
         let mut object = Map::new();
         object.insert("name".to_owned(), json!(test.name));
-        // Without rows first: they may be many, and would be turned into values just to be thrown away.
-        let bare =
-            Results { runs: test.results.runs.iter().map(without_rows).collect(), ..without_runs(&test.results) };
-        if let Value::Object(stored) = serde_json::to_value(&bare)? {
+        if let Value::Object(stored) = serde_json::to_value(&test.results)? {
             object.extend(stored);
         }
-        if let Some(Value::Array(runs)) = object.get_mut("runs") {
-            for run in runs.iter_mut().filter_map(Value::as_object_mut) {
-                run.remove("rows");
-                run.remove("dropped_us");
+        for run in object.get_mut("runs").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Value::Object(run) = run {
+                run.retain(|key, _| !["rows", "dropped_us"].contains(&key.as_str()));
             }
         }
         tests.push(Value::Object(object));
     }
-    let formulas: BTreeMap<&str, Value> = tables::metrics_shown(report)
-        .into_iter()
-        .map(|metric| (metric.name(), json!({ "unit": metric.unit(), "formula": metric.formula() })))
-        .collect();
-    let whole = json!({ "report_format": FORMAT, "tests": tests, "metrics": formulas });
+    let whole = json!({ "report_format": FORMAT, "tests": tests, "metrics": metrics });
     Ok(serde_json::to_string_pretty(&whole)? + "\n")
-}
-
-fn without_rows(run: &RunResult) -> RunResult {
-    let RunResult { repeat, began_unix_s, wall_s, .. } = *run;
-    RunResult {
-        case: run.case.clone(),
-        repeat,
-        began_unix_s,
-        wall_s,
-        summary: run.summary.clone(),
-        verdicts: run.verdicts.clone(),
-        histograms: None,
-        server_metrics: run.server_metrics.clone(),
-        dropped_us: Vec::new(),
-        rows: Vec::new(),
-    }
-}
-
-fn without_runs(results: &Results) -> Results {
-    Results {
-        command: results.command.clone(),
-        machine: results.machine.clone(),
-        plan: results.plan.clone(),
-        server: results.server.clone(),
-        prompts: results.prompts.clone(),
-        pelton_version: results.pelton_version.clone(),
-        estimates: results.estimates.clone(),
-        search: results.search.clone(),
-        runs: Vec::new(),
-        ..*results
-    }
 }

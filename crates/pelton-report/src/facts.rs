@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use pelton_bench::Warmup;
 use pelton_bench::results::{Results, TokenSource};
+use pelton_bench::search::{Search, SearchEnd};
+use pelton_bench::{SearchAxis, Warmup};
 
-use crate::numbers::utc;
+use crate::numbers::{plain, utc};
 use crate::report::Test;
 
 /// Server, prompts, answers, and what was left out.
@@ -31,12 +32,35 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
         Duration::ZERO => "no cool-down".to_owned(),
         time => format!("{time:?} cool-down"),
     };
-    vec![
+    let mut facts = vec![
         ("server", format!("{} ({}, {way}), model {model}", plan.target.url, server.api.name())),
         ("prompts", format!("{input} tokens, {}, {counted}; seed {}", workload.prompts, workload.seed)),
         ("answers", format!("{output} tokens, {length}")),
         ("left out", format!("{warmup}, {cooldown}")),
-    ]
+    ];
+    if let Some(search) = &results.search {
+        facts.push(("search", found(search)));
+    }
+    facts
+}
+
+/// What a search found.
+fn found(search: &Search) -> String {
+    let axis = match search.axis {
+        SearchAxis::Users => "users",
+        SearchAxis::Rate => "requests/s",
+    };
+    let answer = search.answer.map(|level| format!("targets are met up to {} {axis}", plain(level)));
+    let answer = answer.unwrap_or_else(|| "no load that meets the targets was found".to_owned());
+    let end = match search.end {
+        SearchEnd::Found => "confirmed",
+        SearchEnd::UpperBound => "the highest load allowed: the true answer may be higher",
+        SearchEnd::NoneMeets => "not even the lowest load meets them",
+        SearchEnd::Runs => "ended by the number of runs allowed",
+        SearchEnd::Time => "ended by the time allowed",
+        SearchEnd::Interrupted => "interrupted",
+    };
+    format!("{answer} ({end}; {} runs)", search.trials.len())
 }
 
 /// The same, and when, where and by which command.

@@ -21,5 +21,6 @@ pub use compare::Comparison;
 pub use explain::explain;
 pub use html::html;
 pub use markdown::markdown;
+pub use numbers::utc;
 pub use report::{Level, LoadKind, Report, Test, Told};
 pub use tables::Table;

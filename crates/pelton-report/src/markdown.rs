@@ -39,9 +39,16 @@ fn write_all(out: &mut String, report: &Report, charts: Option<&Charts>) -> std:
         writeln!(out)?;
     }
     table(out, "##", &tables::overview(report))?;
-    let errors = tables::errors(report);
-    if !errors.rows.is_empty() {
-        table(out, "##", &errors)?;
+    let more = [tables::intervals(report), tables::targets(report), tables::errors(report)];
+    for more in more.iter().filter(|table| !table.rows.is_empty()) {
+        table(out, "##", more)?;
+    }
+    for test in report.tests() {
+        let mut search = tables::search(&test.results);
+        if !search.rows.is_empty() {
+            search.title = if is_one { search.title } else { format!("{}: {}", search.title, test.name) };
+            table(out, "##", &search)?;
+        }
     }
     if !is_one {
         let comparison = Comparison::of(report);

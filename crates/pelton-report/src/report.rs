@@ -1,7 +1,8 @@
 //! Load tests told together: their names, their runs, and the runs ordered by load.
 
-use pelton_bench::Case;
 use pelton_bench::results::{Results, RunResult};
+use pelton_bench::slo::Aggregate;
+use pelton_bench::{Case, Estimate, Interval, Metric};
 
 /// Load tests told together, in the order given.
 #[derive(Clone, Debug)]
@@ -47,6 +48,15 @@ pub struct Level<'a> {
     pub level: f64,
     /// At least one.
     pub runs: Vec<&'a RunResult>,
+    /// What the runs say together, with intervals; empty if it was not stored.
+    pub estimates: &'a [Estimate],
+}
+
+impl Level<'_> {
+    /// The interval of a number, if there is one.
+    pub fn interval(&self, metric: Metric, aggregate: Aggregate) -> Option<Interval> {
+        self.estimates.iter().find(|one| one.metric == metric && one.aggregate == aggregate)?.interval
+    }
 }
 
 impl Report {
@@ -92,6 +102,13 @@ impl Report {
         notes.into_iter().map(named).collect()
     }
 
+    /// Forgets what happened to single requests; every number of the summaries stays.
+    pub(crate) fn drop_rows(&mut self) {
+        for run in self.tests.iter_mut().flat_map(|test| &mut test.results.runs) {
+            (run.rows, run.dropped_us) = (Vec::new(), Vec::new());
+        }
+    }
+
     /// The kinds of load that occur.
     pub fn kinds(&self) -> Vec<LoadKind> {
         let mut kinds: Vec<LoadKind> = self.runs().filter_map(|told| Some(level(&told.run.case)?.0)).collect();
@@ -109,7 +126,11 @@ impl Test {
             let Some((_, level)) = level(&run.case).filter(|(of, _)| *of == kind) else { continue };
             match levels.iter_mut().find(|known| known.level == level) {
                 Some(known) => known.runs.push(run),
-                None => levels.push(Level { level, runs: vec![run] }),
+                None => {
+                    let estimates = self.results.estimates.iter().find(|estimates| estimates.case == run.case);
+                    let estimates = estimates.map_or(&[][..], |estimates| &estimates.estimates);
+                    levels.push(Level { level, runs: vec![run], estimates });
+                }
             }
         }
         levels.sort_by(|a, b| a.level.total_cmp(&b.level));
@@ -145,10 +166,7 @@ impl Told<'_> {
     /// Its load, and its test's name where there are several.
     pub fn name(&self) -> String {
         let mut name = if self.is_one_of_many { format!("{}: ", self.test.name) } else { String::new() };
-        name.push_str(&self.run.case.to_string());
-        if self.run.repeat > 0 {
-            name.push_str(&format!(", repeat {}", self.run.repeat + 1));
-        }
+        name.push_str(&run_name(self.run));
         name
     }
 
@@ -163,7 +181,12 @@ impl Told<'_> {
     }
 }
 
-/// Where a load stands among others.
+/// A run's load, and which repetition it is if it is not the first.
+pub(crate) fn run_name(run: &RunResult) -> String {
+    if run.repeat == 0 { run.case.to_string() } else { format!("{}, repeat {}", run.case, run.repeat + 1) }
+}
+
+/// Where a load stands among others; `None` if it changes in the run.
 pub(crate) fn level(case: &Case) -> Option<(LoadKind, f64)> {
     let (_, level) = case.level()?;
     match case {

@@ -21,7 +21,7 @@ pub fn runs(report: &Report) -> Result<String, SheetError> {
     }
     for metric in Metric::ALL {
         let name = metric.name().replace('-', "_");
-        if is_whole(metric) {
+        if !metric.has_distribution() {
             head.push(if metric.unit().is_empty() { format!("{name}_share") } else { name });
         } else {
             let unit = metric.unit().replace('/', "_per_");
@@ -49,7 +49,7 @@ pub fn runs(report: &Report) -> Result<String, SheetError> {
         ];
         line.extend(COUNTS.iter().map(|(_, count)| count(&summary.requests).to_string()));
         for metric in Metric::ALL {
-            if is_whole(metric) {
+            if !metric.has_distribution() {
                 line.push(metric.value(summary).map_or_else(String::new, |value| value.to_string()));
                 continue;
             }
@@ -149,28 +149,16 @@ const COUNTS: [(&str, Count); 8] = [
 
 type Number = fn(&pelton_bench::Distribution) -> f64;
 
-const NUMBERS: [(&str, Number); 7] = [
+const NUMBERS: [(&str, Number); 8] = [
     ("mean", |values| values.mean),
     ("min", |values| values.min),
     ("p50", |values| values.p50),
     ("p90", |values| values.p90),
     ("p95", |values| values.p95),
     ("p99", |values| values.p99),
+    ("p999", |values| values.p999),
     ("max", |values| values.max),
 ];
-
-/// Whether a metric has one value for the whole run.
-fn is_whole(metric: Metric) -> bool {
-    matches!(
-        metric,
-        Metric::RequestsPerSecond
-            | Metric::OutputTokensPerSecond
-            | Metric::InputTokensPerSecond
-            | Metric::Concurrency
-            | Metric::ErrorRate
-            | Metric::DropRate
-    )
-}
 
 fn text(out: csv::Writer<Vec<u8>>) -> Result<String, SheetError> {
     let bytes = out.into_inner().map_err(|error| csv::Error::from(error.into_error()))?;

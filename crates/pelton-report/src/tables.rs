@@ -1,10 +1,11 @@
 //! The tables of a report, the same in every form.
 
-use pelton_bench::results::RunResult;
-use pelton_bench::{Distribution, Metric};
+use pelton_bench::results::{Results, RunResult};
+use pelton_bench::slo::Aggregate;
+use pelton_bench::{CaseEstimates, Distribution, Estimate, Interval, Metric};
 
-use crate::numbers::{number, percent};
-use crate::report::Report;
+use crate::numbers::{number, percent, plain};
+use crate::report::{Report, run_name};
 
 /// A table of texts.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,12 +81,15 @@ fn pick(values: &Option<Distribution>, which: fn(&Distribution) -> f64) -> Strin
 
 /// One line for each metric of a run that has one value for each request or gap.
 pub fn distributions(run: &RunResult) -> Table {
-    let mut table =
-        Table::new("Distributions", 1, &["metric", "unit", "p50", "p90", "p95", "p99", "max", "mean", "values"]);
+    let mut table = Table::new(
+        "Distributions",
+        1,
+        &["metric", "unit", "p50", "p90", "p95", "p99", "p99.9", "max", "mean", "values"],
+    );
     for metric in Metric::ALL {
         let Some(values) = metric.distribution(&run.summary) else { continue };
         let mut row = vec![metric.title().to_owned(), metric.unit().to_owned()];
-        row.extend([values.p50, values.p90, values.p95, values.p99, values.max, values.mean].map(number));
+        row.extend([values.p50, values.p90, values.p95, values.p99, values.p999, values.max, values.mean].map(number));
         row.push(values.count.to_string());
         table.rows.push(row);
     }
@@ -103,6 +107,120 @@ pub fn errors(report: &Report) -> Table {
         }
     }
     table
+}
+
+/// How each run stands to the targets of its plan; without rows if there are none.
+pub fn targets(report: &Report) -> Table {
+    let mut table = targets_head();
+    for told in report.runs() {
+        targets_rows(&mut table, &told.name(), told.run);
+    }
+    table
+}
+
+/// The same for one test.
+pub fn targets_of(results: &Results) -> Table {
+    let mut table = targets_head();
+    for run in &results.runs {
+        targets_rows(&mut table, &run_name(run), run);
+    }
+    table
+}
+
+fn targets_head() -> Table {
+    Table::new("Targets", 2, &["run", "target", "measured", "met", "requests that met it"])
+}
+
+fn targets_rows(table: &mut Table, name: &str, run: &RunResult) {
+    for verdict in &run.verdicts {
+        let goodput = run.summary.goodput.as_ref();
+        let attained = goodput.and_then(|goodput| goodput.by_slo.iter().find(|one| one.slo == verdict.slo));
+        table.rows.push(vec![
+            name.to_owned(),
+            verdict.slo.to_string(),
+            verdict.value.map_or_else(|| "-".to_owned(), |value| with_unit(value, verdict.slo.metric)),
+            if verdict.ok { "yes" } else { "no" }.to_owned(),
+            attained.map_or_else(|| "-".to_owned(), |one| percent(one.share)),
+        ]);
+    }
+}
+
+/// What a search for the highest load tried; without rows if there was none.
+pub fn search(results: &Results) -> Table {
+    let mut table =
+        Table::new("Search for the highest load", 1, &["load", "runs that met the targets", "runs that missed them"]);
+    for level in results.search.iter().flat_map(|search| &search.levels) {
+        let is_answer = results.search.as_ref().is_some_and(|search| search.answer == Some(level.level));
+        let load = format!("{}{}", plain(level.level), if is_answer { " (the answer)" } else { "" });
+        table.rows.push(vec![load, level.met.to_string(), level.missed.to_string()]);
+    }
+    table
+}
+
+/// Where the numbers of repeated loads lie, a line for each; without rows if nothing was repeated.
+pub fn repeats(results: &Results) -> Table {
+    let mut table = Table::new("With a confidence of 95 %", 2, &["load", "metric", "repeats", "value", "from", "to"]);
+    for case in results.estimates.iter().filter(|case| case.runs.len() > 1) {
+        for (metric, aggregate, name) in ESTIMATED {
+            let Some(found) = estimate(case, metric, aggregate) else { continue };
+            let end = |which: fn(&Interval) -> f64| {
+                found.interval.as_ref().map_or_else(|| "-".to_owned(), |interval| number(which(interval)))
+            };
+            let ends = [end(|interval| interval.low), end(|interval| interval.high)];
+            let mut row =
+                vec![case.case.to_string(), name.to_owned(), case.runs.len().to_string(), number(found.value)];
+            row.extend(ends);
+            table.rows.push(row);
+        }
+    }
+    table
+}
+
+/// The numbers whose intervals are told.
+const ESTIMATED: [(Metric, Aggregate, &str); 6] = [
+    (Metric::OutputTokensPerSecond, Aggregate::Value, "output tokens/s"),
+    (Metric::Ttft, Aggregate::P50, "TTFT p50 (ms)"),
+    (Metric::Ttft, Aggregate::P99, "TTFT p99 (ms)"),
+    (Metric::Itl, Aggregate::P50, "ITL p50 (ms)"),
+    (Metric::Itl, Aggregate::P99, "ITL p99 (ms)"),
+    (Metric::E2e, Aggregate::P50, "E2E p50 (ms)"),
+];
+
+fn estimate(case: &CaseEstimates, metric: Metric, aggregate: Aggregate) -> Option<&Estimate> {
+    case.estimates.iter().find(|one| one.metric == metric && one.aggregate == aggregate)
+}
+
+/// Where the numbers of each load lie with a confidence of 95 %; without rows if no interval is known.
+pub fn intervals(report: &Report) -> Table {
+    let head: Vec<&str> = ["load", "repeats"].into_iter().chain(ESTIMATED.iter().map(|(_, _, name)| *name)).collect();
+    let mut table = Table::new("With a confidence of 95 %", 1, &head);
+    let is_one = report.tests().len() == 1;
+    for test in report.tests() {
+        for case in test.results.estimates.iter().filter(|case| case.estimates.iter().any(|one| one.interval.is_some()))
+        {
+            let name = if is_one { case.case.to_string() } else { format!("{}: {}", test.name, case.case) };
+            let mut row = vec![name, case.runs.len().to_string()];
+            for (metric, aggregate, _) in ESTIMATED {
+                row.push(match estimate(case, metric, aggregate) {
+                    Some(Estimate { value, interval: Some(interval), .. }) => {
+                        format!("{} [{}, {}]", number(*value), number(interval.low), number(interval.high))
+                    }
+                    Some(estimate) => number(estimate.value),
+                    None => "-".to_owned(),
+                });
+            }
+            table.rows.push(row);
+        }
+    }
+    table
+}
+
+/// A value as its metric is written.
+fn with_unit(value: f64, metric: Metric) -> String {
+    match metric.unit() {
+        "" => percent(value),
+        unit => format!("{} {unit}", number(value)),
+    }
 }
 
 /// Numbers and words of a whole run: rates, requests, what measuring cost.
@@ -141,6 +259,16 @@ pub fn whole_run(run: &RunResult) -> Vec<(&'static str, String)> {
                 rates.concurrency,
                 rates.from_s,
                 rates.to_s
+            ),
+        ));
+    }
+    if let Some(goodput) = &summary.goodput {
+        lines.push((
+            "goodput",
+            format!(
+                "{:.2} requests/s; {} of the requests met all targets",
+                goodput.requests_per_s,
+                percent(goodput.attainment)
             ),
         ));
     }

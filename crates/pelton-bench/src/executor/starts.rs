@@ -62,7 +62,7 @@ pub async fn open_loop(shared: &Rc<Shared>, schedule: Schedule) -> Result<Starte
     let (_stop_clock, stop) = sync_mpsc::channel();
     let Schedule { starts, is_cut } = schedule;
     let (began, wished) = (shared.began, starts.len());
-    let max_in_flight = shared.job.case.bounds().map_or(usize::MAX, |bounds| bounds.max_in_flight);
+    let max_in_flight = shared.job.case.max_in_flight().div_ceil(shared.job.shard.of as usize);
     let clock = move || tick(began, &starts, &due_sender, &stop);
     std::thread::Builder::new().name("bench-clock".to_owned()).spawn(clock).map_err(BenchError::Thread)?;
 

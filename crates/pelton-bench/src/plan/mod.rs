@@ -116,6 +116,14 @@ impl BenchPlan {
         if self.load.cases.is_empty() {
             return refuse("the load must have at least one case".to_owned());
         }
+        if self.scale.shard.is_some() {
+            if self.goals.search.is_some() {
+                return refuse("a search cannot be shared: each process would follow levels of its own".to_owned());
+            }
+            if self.load.cases.iter().any(|case| matches!(case, Case::Waves(_))) {
+                return refuse("waves cannot be shared: each begins when the one before has ended".to_owned());
+            }
+        }
         let checks = self.load.cases.iter().map(Case::check).chain([self.goals.check(), self.scale.check()]);
         checks.collect::<Result<(), String>>().or_else(refuse)
     }

@@ -54,6 +54,22 @@ pub struct TargetPlan {
     pub timeout: Duration,
 }
 
+impl TargetPlan {
+    /// The server at `url`, asked for streams; everything else is found by asking it.
+    pub fn at(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            api: None,
+            model: None,
+            stream: true,
+            api_key: None,
+            headers: BTreeMap::new(),
+            extra_body: serde_json::Map::new(),
+            timeout: Duration::from_secs(300),
+        }
+    }
+}
+
 /// Headers whose values are not stored: read back, they are empty.
 mod names_only {
     use std::collections::BTreeMap;

@@ -32,6 +32,7 @@ pub use bootstrap::{CaseEstimates, Difference, Estimate, Interval, Resampled, co
 pub use client::{ClientCost, ClientLimit};
 pub use histograms::Histograms;
 pub(crate) use merged::Merged;
+pub(crate) use values::of_requests;
 
 /// Quantiles of some values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

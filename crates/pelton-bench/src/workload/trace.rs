@@ -171,7 +171,7 @@ fn csv(text: &str, columns: &Columns) -> Result<(f64, TraceEntry), String> {
 }
 
 /// Seconds of `2023-11-16 18:15:46.6805900` since 1970; a `T` may stand between, `Z` or `+00:00` behind.
-fn date(text: &str) -> Option<f64> {
+pub fn date(text: &str) -> Option<f64> {
     let text = text.trim_end_matches('Z').trim_end_matches("+00:00");
     let (day, time) = text.split_once([' ', 'T'])?;
     let [year, month, day] = three(day, '-')?;

@@ -1,10 +1,11 @@
 //! The charts of a report: from its runs to figures.
 
 use pelton_bench::results::RunResult;
+use pelton_bench::slo::Aggregate;
 use pelton_bench::{Distribution, Metric, Row, ServerSample};
 
 use super::figure::{Axis, Colour, Figure, Point, Series, Side, Span};
-use crate::report::{LoadKind, Report, Told};
+use crate::report::{Level, LoadKind, Report, Told};
 
 /// Most runs in one chart of distributions: more lines cannot be told apart.
 const MAX_LINES: usize = 8;
@@ -104,10 +105,12 @@ fn against_load(report: &Report, kind: LoadKind) -> Vec<Chart> {
         x = x.from_zero();
     }
     let is_one = report.tests().len() == 1;
-    let with_repeats = report.runs().any(|told| told.run.repeat > 0);
-    let bars = "Dots: median of the repeats; bars: smallest and largest.";
     let title = |what: &str| format!("{what} against {}", kind.name());
-    let noted = |figure: Figure| if with_repeats { figure.note(bars) } else { figure };
+    // Only what is drawn is explained.
+    let noted = |figure: Figure| {
+        let has_bars = figure.series.iter().flat_map(Series::points).any(|point| point.bar.is_some());
+        if has_bars { figure.note("Bars: where the value lies with a confidence of 95 %.") } else { figure }
+    };
     let chart = |name: String, title: String, figures: Vec<Figure>| {
         let figures: Vec<Figure> = figures.into_iter().filter(|figure| !figure.is_empty()).collect();
         (!figures.is_empty()).then_some(Chart { name, title, figures })
@@ -116,27 +119,23 @@ fn against_load(report: &Report, kind: LoadKind) -> Vec<Chart> {
     let mut throughput =
         noted(Figure::new(title("Throughput"), x.clone(), Axis::new("output tokens").unit("tokens/s").from_zero()));
     for test in report.tests() {
-        let points = points_of(&test.levels(kind), |run| Some(run.summary.rates.output_tokens_per_s));
+        let points = points_of(&test.levels(kind), Metric::OutputTokensPerSecond, Aggregate::Value);
         throughput = throughput.with(Series::dotted_line(&test.name, points));
     }
+    let aggregates: &[Aggregate] =
+        if is_one { &[Aggregate::P50, Aggregate::P95, Aggregate::P99] } else { &[Aggregate::P50, Aggregate::P99] };
     let mut latencies = Vec::new();
     for metric in [Metric::Ttft, Metric::Itl, Metric::E2e] {
-        let pick = |run: &RunResult, which: fn(&Distribution) -> f64| metric.distribution(&run.summary).map(which);
-        let quantiles: &[(&str, fn(&Distribution) -> f64)] = if is_one {
-            &[("p50", |v| v.p50), ("p95", |v| v.p95), ("p99", |v| v.p99)]
-        } else {
-            &[("p50", |v| v.p50), ("p99", |v| v.p99)]
-        };
         let y = Axis::new(metric.title()).unit(metric.unit());
-        let mut figure = noted(Figure::new(title(&capital(metric.title())), x.clone(), y.clone()).size(800, 300));
+        let mut figure = Figure::new(title(&capital(metric.title())), x.clone(), y.clone()).size(800, 300);
         for (n, test) in report.tests().iter().enumerate() {
-            for (nth, &(quantile, which)) in quantiles.iter().enumerate() {
-                let points = points_of(&test.levels(kind), |run| pick(run, which));
+            for (nth, &aggregate) in aggregates.iter().enumerate() {
+                let points = points_of(&test.levels(kind), metric, aggregate);
                 let series = if is_one {
-                    Series::dotted_line(quantile, points)
+                    Series::dotted_line(aggregate.name(), points)
                 } else {
-                    let series =
-                        Series::dotted_line(format!("{} {quantile}", test.name), points).colour(Colour::Nth(n));
+                    let name = format!("{} {}", test.name, aggregate.name());
+                    let series = Series::dotted_line(name, points).colour(Colour::Nth(n));
                     if nth > 0 { series.dashed() } else { series }
                 };
                 figure = figure.with(series);
@@ -144,11 +143,11 @@ fn against_load(report: &Report, kind: LoadKind) -> Vec<Chart> {
         }
         let is_wide = figure.extent(Side::Left).is_some_and(|(low, high)| low > 0.0 && high / low >= WIDE);
         figure = figure.axis(Side::Left, if is_wide { y.log() } else { y.from_zero() });
-        latencies.push(figure);
+        latencies.push(noted(figure));
     }
     let name = |what: &str| format!("{what}-{}", kind.name());
     [
-        chart(name("throughput"), title("Throughput"), vec![throughput]),
+        chart(name("throughput"), title("Throughput"), vec![noted(throughput)]),
         chart(name("latency"), title("Latency"), latencies),
     ]
     .into_iter()
@@ -156,20 +155,21 @@ fn against_load(report: &Report, kind: LoadKind) -> Vec<Chart> {
     .collect()
 }
 
-/// One point for each level: the median of the repeats, and a bar from the smallest to the largest.
-fn points_of(levels: &[crate::report::Level<'_>], value: impl Fn(&RunResult) -> Option<f64>) -> Vec<Point> {
-    let point = |level: &crate::report::Level<'_>| {
-        let values = Distribution::of(level.runs.iter().filter_map(|run| value(run)).collect())?;
-        let point = Point::new(level.level, values.p50);
-        Some(if values.count > 1 { point.between(values.min, values.max) } else { point })
+/// One point for each level: the median of the repeats, with its interval.
+fn points_of(levels: &[Level<'_>], metric: Metric, aggregate: Aggregate) -> Vec<Point> {
+    let point = |level: &Level<'_>| {
+        let values = level.runs.iter().filter_map(|run| aggregate.in_run(metric, &run.summary));
+        let point = Point::new(level.level, Distribution::of(values.collect())?.p50);
+        let interval = level.interval(metric, aggregate);
+        Some(interval.map_or(point, |interval| point.between(interval.low, interval.high)))
     };
     levels.iter().filter_map(point).collect()
 }
 
 /// Which share of the values is not above which value.
 fn distribution(runs: &[Told<'_>], metric: Metric) -> Option<Chart> {
-    let lines: Vec<(&Told<'_>, Vec<f64>)> =
-        runs.iter().map(|told| (told, metric.values(told.run))).filter(|(_, values)| !values.is_empty()).collect();
+    let lines: Vec<(&Told<'_>, Vec<Point>)> =
+        runs.iter().map(|told| (told, shares_of(told.run, metric))).filter(|(_, points)| !points.is_empty()).collect();
     let total = lines.len();
     let chosen: Vec<_> = evenly(total, MAX_LINES).into_iter().map(|n| &lines[n]).collect();
     let shares = Axis::new("share of values not above").shares().marks([0.0, 0.25, 0.5, 0.75, 0.9, 0.99]);
@@ -178,8 +178,8 @@ fn distribution(runs: &[Told<'_>], metric: Metric) -> Option<Chart> {
     let mut figure = Figure::new(&title, axis.clone(), shares);
     // The runs of one test differ in their load, which has an order; several tests have none.
     let is_ordered = runs.iter().all(|told| told.test_index == 0) && chosen.len() > 2;
-    for (n, (told, values)) in chosen.iter().enumerate() {
-        let mut series = Series::steps(told.name(), shares_of(values));
+    for (n, (told, points)) in chosen.iter().enumerate() {
+        let mut series = Series::steps(told.name(), points.clone());
         if is_ordered {
             series = series.colour(Colour::Shade(n as f64 / (chosen.len() - 1) as f64));
         }
@@ -195,9 +195,17 @@ fn distribution(runs: &[Told<'_>], metric: Metric) -> Option<Chart> {
     Some(Chart { name: format!("distribution-{}", metric.name()), title, figures: vec![figure] })
 }
 
-/// Points of the empirical distribution function, at most about [`MAX_STEPS`]; the largest 50 values are all there.
-fn shares_of(values: &[f64]) -> Vec<Point> {
-    let mut sorted = values.to_vec();
+/// Points of the empirical distribution function, at most about [`MAX_STEPS`]; the largest 50 values are all there. Of a run without
+/// rows, the quantiles of its summary.
+fn shares_of(run: &RunResult, metric: Metric) -> Vec<Point> {
+    let mut sorted = metric.values(run);
+    if sorted.is_empty() {
+        let Some(values) = metric.distribution(&run.summary) else { return Vec::new() };
+        let known = Aggregate::ALL
+            .iter()
+            .filter_map(|aggregate| Some(Point::new(aggregate.of(values)?, aggregate.quantile()?)));
+        return known.collect();
+    }
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
     let tail = n.saturating_sub(50);

@@ -44,7 +44,13 @@ pub fn html(report: &Report) -> String {
             (warnings(report))
             h2 id="runs" { "Runs" }
             (table(&tables::overview(report)))
-            (errors(report))
+            @for more in [tables::intervals(report), tables::targets(report), tables::errors(report)] {
+                @if !more.rows.is_empty() { h3 { (more.title) } (table(&more)) }
+            }
+            @for test in report.tests() {
+                @let search = tables::search(&test.results);
+                @if !search.rows.is_empty() { h3 { (search.title) ": " (test.name) } (table(&search)) }
+            }
             @if report.tests().len() > 1 { (comparison(report)) }
             @if !charts.loads.is_empty() {
                 h2 id="load" { "Against the load" }
@@ -188,11 +194,6 @@ fn warnings(report: &Report) -> Markup {
             }
         }
     }
-}
-
-fn errors(report: &Report) -> Markup {
-    let errors = tables::errors(report);
-    html! { @if !errors.rows.is_empty() { h3 { (errors.title) } (table(&errors)) } }
 }
 
 fn comparison(report: &Report) -> Markup {

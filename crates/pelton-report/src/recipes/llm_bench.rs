@@ -2,26 +2,120 @@
 //! defines them.
 
 use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult};
-use pelton_bench::{Distribution, Part, Row};
+use pelton_bench::{
+    Arrival, BenchPlan, Case, Distribution, Lengths, Load, MAX_TOKENS, OpenBounds, Part, PromptMix, Row, Shape, Stage,
+    TargetPlan, Users, WorkloadPlan,
+};
 
 /// Width of the rules above and below the block.
 const RULE: usize = 80;
 
-/// What was typed, for the lines of the summary that only repeat it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Typed {
-    /// `openai`, `vllm`, `tgi`, ...
-    pub provider: String,
-    /// Requested mean length of the answers, and how it was spread: `200`, `uniform(200 +/- 60)`.
-    pub generation_tokens: String,
+/// How the lengths of answers are spread around their mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Always the mean.
+    Constant,
+    /// Every number within the range equally often.
+    Uniform,
+    /// Exponential.
+    Exponential,
+    /// The range is the deviation.
+    Normal,
+}
+
+/// What was asked for, in the original's terms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// `openai`, `vllm`, ...; `None` shows the dialect that was found.
+    pub provider: Option<String>,
+    /// Users, and how many begin per second.
+    pub users: usize,
+    /// See `users`.
+    pub spawn_rate: f64,
+    /// Length of the run.
+    pub run_time: Duration,
+    /// Tokens of each prompt.
+    pub prompt_tokens: u32,
+    /// Whether prompts differ from their beginning.
+    pub randomize: bool,
+    /// Mean tokens of an answer.
+    pub max_tokens: u32,
+    /// How they are spread.
+    pub spread: Spread,
+    /// Half-width or deviation, as a share of the mean.
+    pub range: f64,
+    /// Most tokens of an answer.
+    pub cap: Option<u32>,
     /// Sampling temperature.
-    pub temperature: String,
-    /// Log-probabilities asked for, `None` if none.
+    pub temperature: f64,
+    /// Log-probabilities asked for.
     pub logprobs: Option<u32>,
-    /// Number of users, or `QPS x distribution`.
-    pub concurrency: String,
+    /// Open loop: requests per second.
+    pub qps: Option<(f64, Arrival)>,
+    /// Counts tokens.
+    pub tokenizer: Option<PathBuf>,
+    /// Of prompts, lengths and start times.
+    pub seed: u64,
+}
+
+impl Asked {
+    /// The sampler's text, as in the line `Generation Tokens`.
+    fn generation_tokens(&self) -> String {
+        let (mean, half) = (self.max_tokens, (f64::from(self.max_tokens) * self.range) as u32);
+        let text = match self.spread {
+            Spread::Constant => mean.to_string(),
+            Spread::Uniform => format!("uniform({mean} +/- {half})"),
+            Spread::Normal => format!("normal({mean}, {half})"),
+            Spread::Exponential => format!("exponential({mean})"),
+        };
+        self.cap.map_or(text.clone(), |cap| format!("{text} capped at {cap}"))
+    }
+
+    fn lengths(&self) -> Lengths {
+        let (mean, half) = (f64::from(self.max_tokens), f64::from(self.max_tokens) * self.range);
+        let shape = match self.spread {
+            Spread::Constant => Shape::Fixed(self.max_tokens),
+            Spread::Uniform => Shape::Uniform((mean - half).max(1.0) as u32, (mean + half) as u32),
+            Spread::Normal => Shape::Normal(mean, half),
+            Spread::Exponential => Shape::Exponential(mean),
+        };
+        Lengths { max: self.cap.unwrap_or(MAX_TOKENS), ..Lengths::of(shape) }
+    }
+
+    fn concurrency(&self) -> String {
+        match self.qps {
+            None => self.users.to_string(),
+            Some((rate, Arrival::Constant)) => format!("QPS {rate} constant"),
+            Some((rate, _)) => format!("QPS {rate} exponential"),
+        }
+    }
+}
+
+/// The load test: users that come one after another and stay, or an open loop.
+pub fn plan(target: TargetPlan, asked: &Asked) -> BenchPlan {
+    let workload = WorkloadPlan {
+        prompts: if asked.randomize { PromptMix::Distinct } else { PromptMix::Same },
+        output_tokens: Some(asked.lengths()),
+        tokenizer: asked.tokenizer.clone(),
+        ..WorkloadPlan::synthetic(asked.prompt_tokens, asked.max_tokens, asked.seed)
+    };
+    let load = match asked.qps {
+        Some((rate, arrival)) => {
+            let bounds = OpenBounds { max_in_flight: asked.users, ..OpenBounds::default() };
+            Load::rates([rate], arrival, bounds)
+        }
+        None if asked.users as f64 <= asked.spawn_rate => Load::users([asked.users]),
+        None => {
+            let duration = Duration::from_secs_f64(asked.users as f64 / asked.spawn_rate);
+            let stages = vec![Stage { duration, target: asked.users as f64 }];
+            Case::Closed { users: Users::Ramping { from: 0, stages }, each: None }.into()
+        }
+    };
+    super::test(target, workload, load, asked.run_time)
 }
 
 /// One line of the summary.
@@ -32,7 +126,7 @@ type Line = (&'static str, String);
 /// Formulas: time to first token from the start to the first event, whatever it holds; latency per token
 /// `(end - first event) / tokens`; total latency to the last byte; each the mean of all complete requests, warm-up included as then;
 /// Qps is requests over the time from the first start to the last end.
-pub fn lines(results: &Results, run: &RunResult, typed: &Typed) -> Vec<Line> {
+pub fn lines(results: &Results, run: &RunResult, asked: &Asked) -> Vec<Line> {
     let complete: Vec<&Row> = run.rows.iter().filter(|row| row.failure.is_none()).collect();
     let mean = |value: &dyn Fn(&Row) -> Option<f64>| {
         let values: Vec<f64> = complete.iter().filter_map(|row| value(row)).collect();
@@ -45,14 +139,14 @@ pub fn lines(results: &Results, run: &RunResult, typed: &Typed) -> Vec<Line> {
     let span_s = complete.iter().map(|row| row.start_us + u64::from(row.end_us)).max().map(|end| end as f64 / 1e6);
     let prompt = mean(&|row| Some(f64::from(row.prompt_tokens_reported.unwrap_or(row.prompt_tokens))));
     vec![
-        ("Provider", typed.provider.clone()),
-        ("Model", results.server.model.clone()),
+        ("Provider", asked.provider.clone().unwrap_or_else(|| results.server.api.name().to_owned())),
+        ("Model", results.server.name().to_owned()),
         ("Prompt Tokens", text(prompt)),
-        ("Generation Tokens", typed.generation_tokens.clone()),
+        ("Generation Tokens", asked.generation_tokens()),
         ("Stream", if stream { "True" } else { "False" }.to_owned()),
-        ("Temperature", typed.temperature.clone()),
-        ("Logprobs", typed.logprobs.map_or_else(|| "None".to_owned(), |n| n.to_string())),
-        ("Concurrency", typed.concurrency.clone()),
+        ("Temperature", format!("{:?}", asked.temperature)),
+        ("Logprobs", asked.logprobs.map_or_else(|| "None".to_owned(), |n| n.to_string())),
+        ("Concurrency", asked.concurrency()),
         ("Time To First Token", text(mean(&first_ms))),
         ("Latency Per Token", text(mean(&per_token))),
         ("Num Tokens", text(mean(&|row| Some(f64::from(row.output_tokens))))),

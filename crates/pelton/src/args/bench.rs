@@ -1,15 +1,19 @@
 //! Flags of `pelton bench`.
 
 pub mod engine;
+pub mod goals;
 pub mod load;
 pub mod metrics;
+pub mod recipe;
+pub mod report;
+pub mod scale;
 pub mod target;
 pub mod workload;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use pelton_bench::{BenchPlan, Goals, Scale};
+use pelton_bench::{BenchPlan, SearchAxis, SearchPlan};
 
 /// Measure a text-generation server under load.
 ///
@@ -32,6 +36,18 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
     Engine(Box<engine::EngineArgs>),
+    /// Make a report that people of this field know: k6's table of text-generation-inference, the model card of happy_vllm, llm_bench's
+    /// summary, ... One command each, against any server.
+    #[command(subcommand)]
+    Recipe(Box<recipe::Recipe>),
+    /// Tell stored load tests: as text, tables, charts, or one HTML page.
+    Report(report::ReportArgs),
+    /// Set stored load tests side by side, with confidence intervals of their differences.
+    Compare(report::CompareArgs),
+    /// Print the formula of each number.
+    Explain(report::ExplainArgs),
+
+    Merge(scale::MergeArgs),
 }
 
 /// Everything about one load test.
@@ -50,12 +66,22 @@ pub struct TestArgs {
     pub metrics: metrics::MetricsArgs,
 
     #[command(flatten)]
+    pub goals: goals::GoalArgs,
+
+    #[command(flatten)]
+    pub scale: scale::ScaleArgs,
+
+    #[command(flatten)]
     pub output: OutputArgs,
 }
 
 impl TestArgs {
     pub fn plan(self) -> BenchPlan {
-        let load = self.load.load();
+        let goals = self.goals.goals();
+        let load = match &goals.search {
+            Some(SearchPlan { axis: SearchAxis::Rate, from, .. }) => self.load.rate_of_search(*from),
+            _ => self.load.load(),
+        };
         BenchPlan {
             target: self.target.plan(),
             workload: self.workload.plan(load.trace()),
@@ -64,8 +90,8 @@ impl TestArgs {
             limits: self.load.limits(),
             warmup: self.load.warmup,
             cooldown: self.load.cooldown,
-            goals: Goals::default(),
-            scale: Scale::default(),
+            goals,
+            scale: self.scale.scale(),
         }
     }
 }
@@ -77,6 +103,10 @@ pub struct OutputArgs {
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
+    /// File for the report as one HTML page with interactive charts; see also `pelton bench report`.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
     /// No progress line.
     #[arg(long, short)]
     pub quiet: bool,
@@ -87,5 +117,10 @@ Examples:
   pelton bench --url http://127.0.0.1:3000 --users 8 --duration 30s --input-tokens 512 --output-tokens 128 --output run.json
   pelton bench --url http://127.0.0.1:3000 --users 1,8,32 --duration 1m --warmup 5s
   pelton bench --url http://127.0.0.1:3000 --rate 20 --arrival poisson --requests 500
+  pelton bench --url http://127.0.0.1:3000 --users 0 --stages 30s:50,2m:50,10s:0
+  pelton bench --url http://127.0.0.1:3000 --users 8 --slo 'ttft:p95<500ms' --slo 'error-rate<1%'
+  pelton bench --url http://127.0.0.1:3000 --search users:1..256 --slo 'ttft:p95<500ms' --slo 'itl:p99<60ms' --duration 1m --warmup 10s
 
-Exit code: 0 if each run has at least one complete answer, else 1. Failed requests alone do not change it.";
+Exit code: 0 if all is well; 1 if a run has no complete answer or the test could not be made; 2 for wrong flags; 3 if a target (--slo) was
+missed, or a search found no load that meets them; 4 if the client, not the server, was the limit (--allow-client-limit makes that a
+warning). 4 comes before 3: such verdicts cannot be trusted. Failed requests alone change nothing: add --slo 'error-rate<1%'.";

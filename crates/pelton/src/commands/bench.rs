@@ -1,17 +1,24 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod recipe;
+mod report;
 
-use std::io::{BufWriter, Write};
+use std::io::{BufReader, BufWriter, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use pelton_bench::Outcome;
+use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control, Watch};
 use pelton_live::Line;
 use pelton_report::console::Console;
 
+use crate::args::bench::scale::MergeArgs;
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
+use crate::commands::output::OutputFile;
 
 /// Flags whose values are not written to any file.
 const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
@@ -20,11 +27,16 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Recipe(recipe)) => recipe::run(*recipe),
+        Some(BenchCommand::Report(args)) => report::report(&args),
+        Some(BenchCommand::Compare(args)) => report::compare(&args),
+        Some(BenchCommand::Explain(args)) => report::explain(&args),
+        Some(BenchCommand::Merge(args)) => merge(&args),
         None => load_test(args.test),
     }
 }
 
-/// Measures a server. The exit code is a failure if there is nothing to show.
+/// Measures a server. The exit code tells how it went.
 fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     // Opened before the run: a wrong path shall not cost a measurement.
     let output = match &args.output.output {
@@ -34,7 +46,12 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
+    let page = match &args.output.html {
+        Some(path) => Some((path.clone(), OutputFile::create(path)?)),
+        None => None,
+    };
     let mut watch: Box<dyn Watch> = if args.output.quiet { Box::new(Blind) } else { Box::new(Line::new()) };
+    let allow_client_limit = args.goals.allow_client_limit;
     let plan = args.plan();
     let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &Control::default())?;
     // A reader that has seen enough (`| head`) is no error.
@@ -42,7 +59,38 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     if let Some((path, mut file)) = output {
         results.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
     }
-    Ok(if results.has_results() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let code = exit_code(&results, allow_client_limit);
+    if let Some((path, file)) = page {
+        file.write_text(&report::page(report::name_of(&path), results))?;
+    }
+    Ok(code)
+}
+
+/// What the results say to the program that called; with `allow_client_limit` a client that was the limit is only warned of.
+fn exit_code(results: &Results, allow_client_limit: bool) -> ExitCode {
+    let outcome = match results.outcome() {
+        Outcome::ClientLimited if allow_client_limit => results.outcome_of_server(),
+        outcome => outcome,
+    };
+    if outcome == Outcome::ClientLimited {
+        eprintln!("warning: the client, not the server, was the limit (see the notes); the exit code is 4");
+    }
+    ExitCode::from(outcome.exit_code())
+}
+
+/// Joins the results of several processes, prints and writes them.
+fn merge(args: &MergeArgs) -> anyhow::Result<ExitCode> {
+    let read = |path: &PathBuf| {
+        let file = std::fs::File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        Results::read_json(BufReader::new(file)).with_context(|| path.display().to_string())
+    };
+    let parts = args.parts.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let merged = pelton_bench::merge::merge(parts)?;
+    let path = args.output.display();
+    let file = std::fs::File::create(&args.output).with_context(|| format!("{path} cannot be written"))?;
+    merged.write_json(BufWriter::new(file)).with_context(|| format!("{path} cannot be written"))?;
+    let _ = write!(std::io::stdout().lock(), "{}", Console(&merged));
+    Ok(exit_code(&merged, false))
 }
 
 /// Seconds since 1970-01-01 UTC.

@@ -27,4 +27,10 @@ impl OutputFile {
             .and_then(|()| Ok(self.file.write_all(b"\n").and_then(|()| self.file.flush())?))
             .with_context(|| format!("{} cannot be written", self.path.display()))
     }
+
+    /// Writes a finished text.
+    pub fn write_text(mut self, text: &str) -> Result<()> {
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush());
+        written.with_context(|| format!("{} cannot be written", self.path.display()))
+    }
 }

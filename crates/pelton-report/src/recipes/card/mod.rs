@@ -132,6 +132,7 @@ impl Extent {
             let workload = WorkloadPlan { seed: seed.wrapping_add(plans.len() as u64), ..workload };
             let mut plan = super::test(target.clone(), workload, case.into(), duration);
             plan.limits.requests = requests;
+            plan.metrics.interval = self.metrics_interval;
             plans.push((scenario, plan));
         };
         let (repeats, duration) = self.ingestion;

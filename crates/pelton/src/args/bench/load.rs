@@ -1,9 +1,10 @@
 //! Flags that say when requests start, and what ends a run.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
-use pelton_bench::{Arrival, Limits, Load, MAX_REQUESTS, OpenBounds, Warmup};
+use clap::{ArgGroup, Args, ValueEnum};
+use pelton_bench::{Arrival, Case, Limits, Load, MAX_REQUESTS, OpenBounds, Stage, Starts, Users, Warmup};
 
 use crate::args::duration::duration;
 
@@ -14,31 +15,62 @@ const DURATION_WITH_REQUESTS: Duration = Duration::from_secs(3600);
 const DEFAULT_DURATION: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Load")]
+#[command(next_help_heading = "Load", group = ArgGroup::new("open loop").args(["rate", "replay", "search"]).multiple(true))]
 pub struct LoadArgs {
     /// Users of the closed loop. Several numbers (1,8,32) are several runs, one after another, with a table at the end.
-    /// A user whose request failed waits 10 ms, doubling up to 1 s.
-    #[arg(long, value_delimiter = ',', conflicts_with = "rate", default_value = "1")]
+    /// A user whose request failed waits 10 ms, doubling up to 1 s. With --stages the number to begin with, which may be 0.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["rate", "replay"], default_value = "1")]
     pub users: Vec<usize>,
 
-    /// Requests per second of the open loop. Several numbers are several runs.
-    #[arg(long, value_delimiter = ',')]
+    /// Requests per second of the open loop. Several numbers are several runs. With --stages the rate to begin with.
+    #[arg(long, value_delimiter = ',', conflicts_with = "replay")]
     pub rate: Vec<f64>,
 
-    /// How the start times of the open loop are spread: constant gaps, or poisson (random, as from many independent clients).
-    #[arg(long, value_enum, requires = "rate", default_value = "poisson")]
+    /// Lets users or rate change while it runs: comma-separated DURATION:TARGET. From where it stands it goes to each target in turn,
+    /// linearly; 0s jumps. `--users 0 --stages 30s:50,2m:50,10s:0` adds 50 users in half a minute, holds them, lets them go. Users
+    /// that are too many end after the request they have under way. Without --duration the run ends with the last stage.
+    #[arg(long, value_name = "STAGES", value_delimiter = ',', value_parser = stage, conflicts_with = "replay")]
+    pub stages: Vec<Stage>,
+
+    /// Requests of each user; with --requests, whichever is reached first. Users that are done leave the others alone at the end, so
+    /// the load falls there.
+    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "replay"])]
+    pub requests_per_user: Option<u64>,
+
+    /// How the start times of the open loop are spread around the rate: constant (equal gaps), poisson (random, as from many
+    /// independent clients), gamma (random, burstier or smoother by --burstiness), burst (--burst requests at once).
+    #[arg(long, value_enum, requires = "open loop", default_value = "poisson")]
     pub arrival: ArrivalArg,
+
+    /// Shape of gamma arrivals, as vLLM's bench has it: 1 is poisson, 0.25 has gaps that spread twice as far, 4 half as far.
+    #[arg(long, value_name = "SHAPE", required_if_eq("arrival", "gamma"))]
+    pub burstiness: Option<f64>,
+
+    /// Requests of a burst: 10 at --rate 5 are 10 at once every 2 s.
+    #[arg(long, value_name = "N", required_if_eq("arrival", "burst"))]
+    pub burst: Option<u32>,
+
+    /// Starts requests at the times of a recorded trace: JSON lines with timestamp (ms), input_length, output_length, hash_ids
+    /// (Mooncake), or CSV with columns for time, prompt tokens and answer tokens. Unless prompts come from elsewhere, they get the
+    /// recorded lengths, and equal blocks where the trace has equal ids.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+
+    /// Plays the trace so many times faster than it was recorded.
+    #[arg(long, value_name = "FACTOR", requires = "replay", default_value_t = 1.0)]
+    pub replay_speed: f64,
 
     /// Requests that may run at once in the open loop. A start that finds as many running is dropped and counted; it bounds
     /// connections and memory when the server cannot keep up.
-    #[arg(long, requires = "rate", default_value_t = 1024)]
+    #[arg(long, requires = "open loop", default_value_t = 1024)]
     pub max_in_flight: usize,
 
     /// A request of the open loop that starts later than this after its time is counted as late.
-    #[arg(long, requires = "rate", default_value = "10ms", value_parser = duration)]
+    #[arg(long, requires = "open loop", default_value = "10ms", value_parser = duration)]
     pub late_after: Duration,
 
-    /// How long requests are started. Default: 30s; with --requests alone, as long as they need, at most 1h.
+    /// How long requests are started. Default: 30s; with stages, as long as they take; with a number of requests or a trace alone, as
+    /// long as they need, at most 1h.
     #[arg(long, value_parser = duration)]
     pub duration: Option<Duration>,
 
@@ -61,15 +93,54 @@ pub struct LoadArgs {
 
 impl LoadArgs {
     pub fn load(&self) -> Load {
-        if self.rate.is_empty() {
-            return Load::users(self.users.iter().copied());
-        }
         let bounds = OpenBounds { max_in_flight: self.max_in_flight, late_after: self.late_after };
-        Load::rates(self.rate.iter().copied(), self.arrival.into(), bounds)
+        let arrival = self.arrival();
+        if let Some(path) = self.replay.clone() {
+            return Case::Open { starts: Starts::Trace { path, speed: self.replay_speed }, bounds }.into();
+        }
+        let stages = &self.stages;
+        let users = |&from: &usize| match stages.is_empty() {
+            true => Case::Closed { users: Users::Constant(from), each: self.requests_per_user },
+            false => {
+                let users = Users::Ramping { from, stages: stages.clone() };
+                Case::Closed { users, each: self.requests_per_user }
+            }
+        };
+        let rate = |&from: &f64| match stages.is_empty() {
+            true => Case::rate(from, arrival, bounds),
+            false => Case::Open { starts: Starts::Ramping { from, stages: stages.clone(), arrival }, bounds },
+        };
+        let cases = if self.rate.is_empty() {
+            self.users.iter().map(users).collect()
+        } else {
+            self.rate.iter().map(rate).collect()
+        };
+        Load { cases }
+    }
+
+    /// What a search for the highest rate varies.
+    pub fn rate_of_search(&self, from: f64) -> Load {
+        let bounds = OpenBounds { max_in_flight: self.max_in_flight, late_after: self.late_after };
+        Case::rate(from, self.arrival(), bounds).into()
+    }
+
+    fn arrival(&self) -> Arrival {
+        match self.arrival {
+            ArrivalArg::Constant => Arrival::Constant,
+            ArrivalArg::Poisson => Arrival::Poisson,
+            // The parser requires the values.
+            ArrivalArg::Gamma => Arrival::Gamma { shape: self.burstiness.unwrap_or(1.0) },
+            ArrivalArg::Burst => Arrival::Burst { size: self.burst.unwrap_or(1) },
+        }
     }
 
     pub fn limits(&self) -> Limits {
-        let default_duration = if self.requests.is_some() { DURATION_WITH_REQUESTS } else { DEFAULT_DURATION };
+        let is_counted = self.requests.is_some() || self.requests_per_user.is_some() || self.replay.is_some();
+        let default_duration = match self.stages.iter().map(|stage| stage.duration).sum() {
+            Duration::ZERO if is_counted => DURATION_WITH_REQUESTS,
+            Duration::ZERO => DEFAULT_DURATION,
+            stages => stages,
+        };
         Limits {
             duration: self.duration.unwrap_or(default_duration),
             requests: self.requests.unwrap_or(MAX_REQUESTS),
@@ -80,21 +151,25 @@ impl LoadArgs {
 }
 
 /// See [`Arrival`].
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ArrivalArg {
     /// Equal gaps
     Constant,
     /// Random gaps
     Poisson,
+    /// Random gaps of another spread
+    Gamma,
+    /// Several at once
+    Burst,
 }
 
-impl From<ArrivalArg> for Arrival {
-    fn from(arrival: ArrivalArg) -> Self {
-        match arrival {
-            ArrivalArg::Constant => Arrival::Constant,
-            ArrivalArg::Poisson => Arrival::Poisson,
-        }
-    }
+/// `30s:100`.
+fn stage(text: &str) -> Result<Stage, String> {
+    let (length, target) =
+        text.split_once(':').ok_or_else(|| format!("{text:?} is not DURATION:TARGET, such as 30s:100"))?;
+    let target = target.trim().parse().map_err(|_| format!("{target:?} is not a number"))?;
+    let duration = if length.trim() == "0" { Duration::ZERO } else { duration(length.trim())? };
+    Ok(Stage { duration, target })
 }
 
 /// A time, or a number of requests.
@@ -114,5 +189,15 @@ mod tests {
         assert_eq!(warmup("5s"), Ok(Warmup::Time(Duration::from_secs(5))));
         assert_eq!(warmup("20"), Ok(Warmup::Requests(20)));
         assert!(warmup("some").is_err());
+    }
+
+    #[test]
+    fn stages_are_durations_and_targets() {
+        let stages = ["30s:100", "0:5", "500ms:2.5"].map(|text| stage(text).expect(text));
+        let seconds = stages.map(|stage| (stage.duration.as_secs_f64(), stage.target));
+        assert_eq!(seconds, [(30.0, 100.0), (0.0, 5.0), (0.5, 2.5)]);
+        for bad in ["30s", "30:5", "30s:many"] {
+            assert!(stage(bad).is_err(), "{bad}");
+        }
     }
 }

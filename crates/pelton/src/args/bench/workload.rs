@@ -157,7 +157,7 @@ fn fim(text: &str) -> Result<Fim, String> {
 }
 
 /// Short enough to be typed again.
-fn new_seed() -> u64 {
+pub fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }
