@@ -5,6 +5,7 @@
 //! the run; [`results`] is what is kept. Other crates tell it ([`watch`] is their view while it goes on). Nothing is computed during a run that can be computed before or after it.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod arrival;
 mod client;
 mod executor;
@@ -26,15 +27,15 @@ pub use arrival::Arrival;
 pub use machine::Machine;
 pub use metric::Metric;
 pub use plan::{
-    Api, BenchPlan, Case, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, PromptMix, TargetPlan, Warmup,
-    WorkloadPlan,
+    Api, BenchPlan, Case, Limits, Load, MAX_DURATION, MAX_REQUESTS, MAX_USERS, PromptMix, Provider, TargetPlan,
+    TensorRole, Warmup, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
 pub use stats::{ClientCost, Counts, Distribution, ErrorSummary, PromptCheck, Rates, Summary};
 
 use client::probe::Questions;
-use client::{Client, Lengthening, Target};
+use client::{Client, Target};
 use results::{PromptMaking, Results, RunResult, Server, TokenSource};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
@@ -61,8 +62,8 @@ pub enum BenchError {
     /// The server cannot be reached, or refused a question before the run.
     #[error("server: {0}")]
     Server(String),
-    /// The server answers neither `/info` nor `/v1/models`.
-    #[error("the server tells neither /info (TGI) nor /v1/models (OpenAI): name its dialect with --api")]
+    /// The server answers none of the questions by which a dialect is known.
+    #[error("the server tells neither /info (TGI), /v1/models (OpenAI) nor /v2 (KServe): name its dialect with --api")]
     UnknownApi,
     /// OpenAI requests need a model's name, and the server lists none.
     #[error("the server lists no model at /v1/models: name one with --model")]
@@ -124,7 +125,10 @@ async fn measure(
     {
         words.learn_overhead(counted, reported);
     }
-    let client = Client::new(target, &plan.target, found.api, &found.model, lengthening);
+    let mut client = Client::new(target, &plan.target, &found, lengthening)?;
+    if let Some(path) = &plan.workload.tokenizer {
+        client = client.counting(Local::load(path)?.into_model());
+    }
     let client = Rc::new(client);
     let began_unix_s = unix_now();
 
@@ -142,7 +146,9 @@ async fn measure(
         let result =
             executor::run(case, Rc::clone(&client), asked, workload.seed, timeout, &plan.limits, watch, control).await;
         let mut run = result?;
-        let summary = stats::summarise(plan, &case, &mut run);
+        let counting = client.settle(&mut run.rows);
+        let mut summary = stats::summarise(plan, &case, &mut run);
+        summary.notes.extend(counting);
         let interrupted = run.interrupted;
         let result = RunResult {
             case,
@@ -169,7 +175,8 @@ async fn measure(
         plan: plan.clone(),
         server: Server {
             api: found.api,
-            ignores_end_of_text: lengthening != Lengthening::None,
+            provider: found.provider,
+            ignores_end_of_text: client.ignores_end_of_text(),
             model: found.model,
             info: found.info,
         },

@@ -444,16 +444,7 @@ mod tests {
 
     fn plan() -> BenchPlan {
         BenchPlan {
-            target: TargetPlan {
-                url: "http://localhost".to_owned(),
-                api: None,
-                model: None,
-                stream: true,
-                api_key: None,
-                headers: BTreeMap::new(),
-                extra_body: serde_json::Map::new(),
-                timeout: Duration::from_secs(1),
-            },
+            target: TargetPlan::at("http://localhost"),
             workload: WorkloadPlan {
                 input_tokens: 10,
                 output_tokens: 3,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BenchError;
 pub use load::{Case, Load};
-pub use target::{Api, TargetPlan};
+pub use target::{Api, Provider, TargetPlan, TensorRole};
 pub use workload::{PromptMix, WorkloadPlan};
 
 /// Most requests of one run: the start times and rows of a run are kept in memory.
@@ -67,6 +67,7 @@ impl BenchPlan {
     /// Refuses values that no run can have.
     pub fn check(&self) -> Result<(), BenchError> {
         let refuse = |text: String| Err(BenchError::Plan(text));
+        self.target.check()?;
         let (limits, workload) = (&self.limits, &self.workload);
         if limits.requests == 0 || limits.requests > MAX_REQUESTS {
             return refuse(format!("requests must be in 1..={MAX_REQUESTS}, given {}", limits.requests));
@@ -76,9 +77,6 @@ impl BenchPlan {
         }
         if limits.grace > MAX_DURATION {
             return refuse(format!("grace must be at most {MAX_DURATION:?}, given {:?}", limits.grace));
-        }
-        if self.target.timeout.is_zero() || self.target.timeout > MAX_DURATION {
-            return refuse(format!("timeout must be in 1 ns..={MAX_DURATION:?}, given {:?}", self.target.timeout));
         }
         if workload.input_tokens == 0 || workload.output_tokens == 0 {
             return refuse("input tokens and output tokens must be at least 1, given 0".to_owned());
