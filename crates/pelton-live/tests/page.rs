@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use mock::{Act, Mock, Pace, Question, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
-use pelton_bench::{BenchPlan, Goals, Limits, Load, MAX_REQUESTS, Scale, TargetPlan, Warmup, WorkloadPlan};
+use pelton_bench::{
+    BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
+};
 use pelton_live::{Download, Form, WebPage};
 use serde_json::{Value, json};
 
@@ -36,6 +38,7 @@ fn plan(url: String) -> BenchPlan {
         limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
+        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }
