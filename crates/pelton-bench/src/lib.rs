@@ -283,6 +283,7 @@ impl Tester<'_> {
             timeout: plan.target.timeout,
             client: Rc::clone(&self.client),
             workload: Rc::new(self.workload.reseeded(seed)),
+            metrics: scraper.as_ref().map(Scraper::latest),
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
         let counting = self.client.settle(&mut run.rows);

@@ -148,12 +148,17 @@ pub struct Scraper {
     url: String,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Readings>,
+    latest: Latest,
 }
+
+/// The newest reading, for those who look on.
+pub type Latest = tokio::sync::watch::Receiver<Option<(Instant, ServerSample)>>;
 
 /// What the thread gathered. Times are moments, since the run's beginning is known only later.
 #[derive(Debug, Default)]
 struct Readings {
     samples: Vec<(Instant, ServerSample)>,
+    latest: tokio::sync::watch::Sender<Option<(Instant, ServerSample)>>,
     before: BTreeMap<String, f64>,
     after: BTreeMap<String, f64>,
     asked: u64,
@@ -168,17 +173,24 @@ impl Scraper {
         let (stop, stopped) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let of_thread = page.clone();
-        let gather = move || gather(&of_thread, &ready, &stopped);
+        let (newest, latest) = tokio::sync::watch::channel(None);
+        let readings = Readings { latest: newest, ..Readings::default() };
+        let gather = move || gather(&of_thread, readings, &ready, &stopped);
         let thread =
             std::thread::Builder::new().name("bench-metrics".to_owned()).spawn(gather).map_err(BenchError::Thread)?;
         // A thread that is gone is seen at the end.
         let _ = is_ready.recv();
-        Ok(Self { url: page.url.clone(), stop, thread })
+        Ok(Self { url: page.url.clone(), stop, thread, latest })
+    }
+
+    /// The newest reading.
+    pub fn latest(&self) -> Latest {
+        self.latest.clone()
     }
 
     /// Reads a last time and ends. Readings before the run `began` are left out. A note tells of failures.
     pub fn finish(self, began: Instant) -> (ServerMetrics, Option<String>) {
-        let Self { url, stop, thread } = self;
+        let Self { url, stop, thread, .. } = self;
         drop(stop);
         let Ok(readings) = thread.join() else {
             return (
@@ -199,8 +211,7 @@ impl Scraper {
 }
 
 /// The thread: reads at once, then at every interval, and a last time when nobody holds the other end of `stopped`.
-fn gather(page: &Page, ready: &mpsc::Sender<()>, stopped: &mpsc::Receiver<()>) -> Readings {
-    let mut readings = Readings::default();
+fn gather(page: &Page, mut readings: Readings, ready: &mpsc::Sender<()>, stopped: &mpsc::Receiver<()>) -> Readings {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -246,7 +257,9 @@ impl Readings {
             Ok(text) => {
                 // The server wrote the page somewhere between question and answer.
                 let at = asked + asked.elapsed() / 2;
-                self.samples.push((at, page::sample(&text, 0)));
+                let sample = page::sample(&text, 0);
+                self.samples.push((at, sample));
+                self.latest.send_replace(Some((at, sample)));
                 Some(text)
             }
             Err(why) => {
