@@ -31,7 +31,6 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
         limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
-        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }
