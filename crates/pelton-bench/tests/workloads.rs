@@ -250,7 +250,11 @@ fn source_files_are_cut_to_the_wished_tokens() {
 fn datasets_are_asked_with_their_lengths_or_others() {
     let file = Written::new(
         "dataset.jsonl",
-        "{\"prompt\":\"one two three\",\"max_tokens\":2}\nnonsense\n{\"messages\":[{\"role\":\"user\",\"content\":\"four five six seven\"},{\"role\":\"assistant\",\"content\":\"a b c\"}]}\n{\"text\":\"too short\"}\n",
+        r#"{"prompt":"one two three","max_tokens":2}
+nonsense
+{"messages":[{"role":"user","content":"four five six seven"},{"role":"assistant","content":"a b c"}]}
+{"text":"too short"}
+"#,
     );
     let dataset = DatasetPlan { file: file.0.clone(), min_tokens: Some(4), max_tokens: Some(50) };
     let workload = WorkloadPlan { source: Source::Dataset(dataset), ..WorkloadPlan::default() };
@@ -424,6 +428,7 @@ fn what_cannot_be_meant_is_refused() {
         (WorkloadPlan { prompts: PromptMix::SharedPrefix { tokens: 512, groups: 1 }, ..plain() }, "shorter than"),
         (WorkloadPlan { prompts: PromptMix::HitRate { rate: 1.0, groups: 1 }, ..plain() }, "below 1"),
         (WorkloadPlan { prompts: PromptMix::HitRate { rate: 0.5, groups: 0 }, ..plain() }, "prefix groups"),
+        (WorkloadPlan { think: ThinkTime::Fixed(Duration::from_secs(1)), ..plain() }, "between the messages"),
         (WorkloadPlan { turns: Lengths::from(5000), ..plain() }, "at most 1000"),
         (
             WorkloadPlan { source: trace(), prompts: PromptMix::HitRate { rate: 0.5, groups: 1 }, ..plain() },

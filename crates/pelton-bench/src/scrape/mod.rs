@@ -126,7 +126,7 @@ fn usual_urls(url: &str, api: Api) -> Vec<String> {
             urls.push(root);
         }
         if api.name().starts_with("kserve") {
-            urls.insert(0, format!("{scheme}://{}:{TRITON_PORT}/metrics", authority.host()));
+            urls.insert(0, format!("http://{}:{TRITON_PORT}/metrics", authority.host()));
         }
     }
     urls
