@@ -24,6 +24,7 @@ mod stats;
 pub mod watch;
 mod workload;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -81,6 +82,9 @@ pub enum BenchError {
     /// OpenAI requests need a model's name, and the server lists none.
     #[error("the server lists no model at /v1/models: name one with --model")]
     NoModel,
+    /// [`Control::stop`] was called while the server was asked and prompts were made.
+    #[error("stopped before the first run began: there are no results")]
+    Stopped,
     /// The runtime could not begin.
     #[error("runtime cannot be started: {0}")]
     Runtime(std::io::Error),
@@ -112,7 +116,23 @@ pub fn run(
     open_files::allow(plan.max_in_flight())?;
     let target = Target::resolve(&plan.target)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(BenchError::Runtime)?;
-    tokio::task::LocalSet::new().block_on(&runtime, measure(plan, target, command, watch, control))
+    let has_begun = Cell::new(false);
+    let test = async {
+        tokio::select! {
+            biased;
+            () = stopped_before(&has_begun, control) => Err(BenchError::Stopped),
+            results = measure(plan, target, command, watch, control, &has_begun) => results,
+        }
+    };
+    tokio::task::LocalSet::new().block_on(&runtime, test)
+}
+
+/// Returns when the test shall end and no run has begun; what has begun ends by itself and keeps its results.
+async fn stopped_before(has_begun: &Cell<bool>, control: &Control) {
+    control.stopped().await;
+    if has_begun.get() {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn measure(
@@ -121,10 +141,12 @@ async fn measure(
     command: Vec<String>,
     watch: &mut dyn Watch,
     control: &Control,
+    has_begun: &Cell<bool>,
 ) -> Result<Results, BenchError> {
     watch.see(Sight::Preparing("asking the server what it is and how it counts tokens"));
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
+    watch.see(Sight::Found { api: found.api, model: &found.model });
     let launch_arguments = questions.launch_arguments().await?;
     let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
     let client = Rc::new(Client::new(target, &plan.target, found.api, &found.model, lengthening));
@@ -140,6 +162,7 @@ async fn measure(
     let mut tester =
         Tester { plan, client, workload, metrics, watch, control, runs: Vec::new(), is_interrupted: false };
     let began_unix_s = unix_now();
+    has_begun.set(true);
     let search = match &plan.goals.search {
         Some(search) => Some(tester.search(search).await?),
         None => {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::plan::{Case, Limits};
+use crate::plan::{Api, Case, Limits};
 use crate::recorder::Row;
 use crate::results::RunResult;
+use crate::scrape::ServerSample;
 
 /// Looks on while runs go on. Called on the measuring thread between requests, so it must return at once.
 pub trait Watch {
@@ -20,6 +21,13 @@ pub trait Watch {
 pub enum Sight<'a> {
     /// Work before the first request that may take a while, such as finding words for prompts.
     Preparing(&'a str),
+    /// The server was asked what it is.
+    Found {
+        /// The dialect that will be spoken.
+        api: Api,
+        /// The model's name in requests; empty for TGI.
+        model: &'a str,
+    },
     /// A run begins: number `n` of `of`.
     Begins {
         /// Its load.
@@ -33,6 +41,8 @@ pub enum Sight<'a> {
     },
     /// About every quarter of a second: how it stands, and the requests that ended since the last look.
     Moment(&'a Moment, &'a [Row]),
+    /// The server's own metrics were read.
+    Server(&'a ServerSample),
     /// It is over.
     Ends(&'a RunResult),
 }
@@ -75,31 +85,38 @@ impl Watch for Blind {
 /// Steers a run from another thread. Clones are of the same hand.
 #[derive(Clone, Debug)]
 pub struct Control {
-    stop: watch::Sender<bool>,
+    /// How often it was called.
+    stop: watch::Sender<u32>,
     users: watch::Sender<Option<usize>>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { stop: watch::Sender::new(false), users: watch::Sender::new(None) }
+        Self { stop: watch::Sender::new(0), users: watch::Sender::new(None) }
     }
 }
 
 impl Control {
     /// Ends the run as an interrupt does: nothing more starts, what runs has its grace, the results so far are kept.
+    /// Called again, what runs is cut at once.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stop.send_modify(|times| *times = times.saturating_add(1));
     }
 
     /// Whether [`stop`](Self::stop) was called.
     pub fn is_stopped(&self) -> bool {
-        *self.stop.borrow()
+        *self.stop.borrow() > 0
     }
 
     /// Waits for [`stop`](Self::stop).
     pub(crate) async fn stopped(&self) {
         // The sender lives in `self`.
-        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+        let _ = self.stop.subscribe().wait_for(|times| *times > 0).await;
+    }
+
+    /// Waits until [`stop`](Self::stop) was called twice.
+    pub(crate) async fn cut(&self) {
+        let _ = self.stop.subscribe().wait_for(|times| *times > 1).await;
     }
 
     /// Changes the number of users of a run whose load is [`Users::Steered`](crate::Users::Steered), at once; at most

@@ -69,6 +69,7 @@ impl Watch for Line {
                 self.base = Moment::default();
             }
             Sight::Moment(now, _) => self.draw(now),
+            Sight::Found { .. } | Sight::Server(_) => {}
             Sight::Ends(_) => self.bar.finish_and_clear(),
         }
     }

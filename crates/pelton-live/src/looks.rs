@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pelton_bench::results::{Results, RunResult};
 use pelton_bench::watch::{Moment, Sight, Watch};
-use pelton_bench::{Case, Distribution, ErrorKind, Limits, Row, TokenArrival};
+use pelton_bench::{Case, Distribution, ErrorKind, Limits, Row, ServerSample, TokenArrival, Users};
 use serde::Serialize;
 
 /// Looks that may wait for the other thread: at four a second, about a quarter of a minute.
@@ -20,8 +20,13 @@ pub(crate) const MAX_ERROR_KINDS: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Look {
     Preparing(String),
+    Found {
+        api: &'static str,
+        model: String,
+    },
     Begins(Box<Begins>),
     Moment(Moment, Ended),
+    Server(ServerSample),
     Ends(Box<Done>),
     /// All runs of a load test are over, or why there were none.
     Over(Result<Arc<Results>, String>),
@@ -164,6 +169,9 @@ impl Watch for Looker {
             Sight::Preparing(what) => {
                 let _ = self.looks.send(Look::Preparing(what.to_owned()));
             }
+            Sight::Found { api, model } => {
+                let _ = self.looks.send(Look::Found { api: api.name(), model: model.to_owned() });
+            }
             Sight::Begins { case, limits, n, of } => {
                 self.told.clear();
                 self.missed_looks = 0;
@@ -171,7 +179,7 @@ impl Watch for Looker {
                     label: case.to_string(),
                     limits: limits.clone(),
                     late_after_us: late_after(case).map(|after| after.as_micros() as u64),
-                    is_steered: false,
+                    is_steered: matches!(case, Case::Closed { users: Users::Steered { .. }, .. }),
                     n,
                     of,
                 };
@@ -180,6 +188,10 @@ impl Watch for Looker {
             Sight::Moment(moment, rows) => {
                 let ended = self.ended(rows);
                 self.try_send(*moment, ended);
+            }
+            Sight::Server(sample) => {
+                // The next one comes soon.
+                let _ = self.looks.try_send(Look::Server(*sample));
             }
             Sight::Ends(result) => {
                 let _ = self.looks.send(Look::Ends(Box::new(Done::of(result))));
@@ -214,7 +226,7 @@ impl Done {
 
 fn late_after(case: &Case) -> Option<Duration> {
     match case {
-        Case::Open { late_after, .. } => Some(*late_after),
+        Case::Open { bounds, .. } => Some(bounds.late_after),
         Case::Closed { .. } => None,
     }
 }

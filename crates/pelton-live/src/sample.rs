@@ -21,7 +21,7 @@ pub(crate) fn about() -> About {
 /// Four users for ten seconds.
 pub(crate) fn begin(looker: &mut Looker) {
     let limits = Limits { duration: Duration::from_secs(10), requests: 1_000_000, grace: Duration::from_secs(1) };
-    looker.see(Sight::Begins { case: &Case::Closed { users: 4 }, limits: &limits, n: 0, of: 1 });
+    looker.see(Sight::Begins { case: &Case::users(4), limits: &limits, n: 0, of: 1 });
 }
 
 /// A complete answer, whose last token ends it; arrivals are microseconds after the start, and tokens.

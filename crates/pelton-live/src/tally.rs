@@ -147,6 +147,7 @@ impl Tally {
     pub fn take(&mut self, look: Look) -> bool {
         match look {
             Look::Preparing(what) => self.preparing = Some(what),
+            Look::Found { api, model } => (self.about.api, self.about.model) = (Some(api), Some(model)),
             Look::Begins(begins) => {
                 self.preparing = None;
                 self.run = Some(Running::new(*begins));
@@ -154,6 +155,12 @@ impl Tally {
             Look::Moment(now, ended) => {
                 let Some(run) = &mut self.run else { return false };
                 return run.take(now, &ended, &self.about);
+            }
+            Look::Server(sample) => {
+                if let Some(run) = &mut self.run {
+                    run.server = Some(sample);
+                }
+                return false;
             }
             Look::Ends(done) => {
                 if let Some(run) = &mut self.run {

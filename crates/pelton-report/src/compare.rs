@@ -4,7 +4,7 @@ use pelton_bench::results::RunResult;
 use pelton_bench::slo::Aggregate;
 use pelton_bench::{Difference, Distribution, Metric, compare};
 
-use crate::numbers::number;
+use crate::numbers::{number, percent};
 use crate::report::{LoadKind, Report, Test};
 use crate::tables::Table;
 
@@ -71,14 +71,14 @@ impl<'a> Comparison<'a> {
     }
 
     fn table(&self, place: &Place<'_>) -> Table {
-        let mut head = vec!["metric".to_owned(), "unit".to_owned()];
+        let mut head = vec!["metric".to_owned()];
         for (n, test) in self.tests.iter().enumerate() {
             head.push(test.name.clone());
             if n > 0 {
                 head.push(format!("change: {}", test.name));
             }
         }
-        let mut table = Table { title: place.title.clone(), head, rows: Vec::new(), words: 2 };
+        let mut table = Table { title: place.title.clone(), head, rows: Vec::new(), words: 1 };
         for (metric, aggregate) in numbers() {
             let differences: Vec<Option<Difference>> =
                 place.runs[1..].iter().map(|runs| compare(&place.runs[0], runs, metric, aggregate)).collect();
@@ -92,13 +92,10 @@ impl<'a> Comparison<'a> {
             if values.iter().all(is_silent) {
                 continue;
             }
-            let mut name = metric.title().to_owned();
-            if aggregate != Aggregate::Value {
-                name = format!("{name}, {}", aggregate.name());
-            }
-            let mut row = vec![name, metric.unit().to_owned()];
+            let mut row = vec![name(metric, aggregate)];
             for (n, value) in values.iter().enumerate() {
-                row.push(value.map_or_else(|| "-".to_owned(), number));
+                let text = |value| if metric.unit().is_empty() { percent(value) } else { number(value) };
+                row.push(value.map_or_else(|| "-".to_owned(), text));
                 if n > 0 {
                     row.push(differences[n - 1].as_ref().map_or_else(|| "-".to_owned(), change));
                 }
@@ -121,6 +118,15 @@ fn numbers() -> Vec<(Metric, Aggregate)> {
     }
     numbers.extend([Metric::ErrorRate, Metric::DropRate].map(whole));
     numbers
+}
+
+/// Short enough for a terminal.
+fn name(metric: Metric, aggregate: Aggregate) -> String {
+    let title = if metric == Metric::Goodput { "goodput, requests per second" } else { metric.title() };
+    match (aggregate, metric.unit()) {
+        (Aggregate::Value, _) => title.to_owned(),
+        (_, unit) => format!("{title} {} ({unit})", aggregate.name()),
+    }
 }
 
 /// Of the repeats, where there is nothing to compare with.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use pelton_bench::Distribution;
 use pelton_bench::results::{Results, RunResult};
 
 use crate::compare::Comparison;
@@ -23,8 +22,7 @@ impl fmt::Display for Console<'_> {
             one_run(f, run)?;
         }
         if report.runs.len() > 1 {
-            writeln!(f)?;
-            comparison(f, &report.runs)?;
+            write!(f, "\n{}", tables::short(&report.runs).text())?;
         }
         for table in [tables::repeats(report), tables::targets_of(report), tables::search(report)] {
             if !table.rows.is_empty() {
@@ -107,36 +105,6 @@ fn one_run(f: &mut fmt::Formatter<'_>, run: &RunResult) -> fmt::Result {
     }
     for note in &summary.notes {
         writeln!(f, "note: {note}")?;
-    }
-    Ok(())
-}
-
-/// One line for each run.
-fn comparison(f: &mut fmt::Formatter<'_>, runs: &[RunResult]) -> fmt::Result {
-    writeln!(
-        f,
-        "{:<22}{:>9}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}",
-        "", "req/s", "out tok/s", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "E2E p50", "E2E p99", "failed"
-    )?;
-    for run in runs {
-        let summary = &run.summary;
-        let pick = |values: &Option<Distribution>, which: fn(&Distribution) -> f64| {
-            values.as_ref().map_or_else(|| "-".to_owned(), |values| number(which(values)))
-        };
-        writeln!(
-            f,
-            "{:<22}{:>9.2}{:>11.1}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>8}",
-            run.case.to_string(),
-            summary.rates.requests_per_s,
-            summary.rates.output_tokens_per_s,
-            pick(&summary.ttft_ms, |v| v.p50),
-            pick(&summary.ttft_ms, |v| v.p99),
-            pick(&summary.itl_ms, |v| v.p50),
-            pick(&summary.itl_ms, |v| v.p99),
-            pick(&summary.e2e_ms, |v| v.p50),
-            pick(&summary.e2e_ms, |v| v.p99),
-            summary.requests.failed
-        )?;
     }
     Ok(())
 }

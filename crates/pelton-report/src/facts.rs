@@ -6,7 +6,7 @@ use pelton_bench::results::{Results, TokenSource};
 use pelton_bench::search::{Search, SearchEnd};
 use pelton_bench::{SearchAxis, Warmup};
 
-use crate::numbers::{plain, utc};
+use crate::numbers::{percent, plain, utc};
 use crate::report::Test;
 
 /// Server, prompts, answers, and what was left out.
@@ -38,6 +38,11 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
         ("answers", format!("{output} tokens, {length}")),
         ("left out", format!("{warmup}, {cooldown}")),
     ];
+    facts.extend(results.prompts.notes.iter().map(|note| ("source", note.clone())));
+    if results.prompts.expected_hit_share > 0.0 {
+        let share = percent(results.prompts.expected_hit_share);
+        facts.push(("prefixes", format!("a warm prefix cache is expected to find {share} of the prompt tokens")));
+    }
     if let Some(search) = &results.search {
         facts.push(("search", found(search)));
     }
@@ -71,6 +76,9 @@ pub fn all(test: &Test) -> Vec<(&'static str, String)> {
         .memory_bytes
         .map_or_else(String::new, |bytes| format!(", {:.0} GiB", bytes as f64 / f64::from(1 << 30)));
     let mut facts = setup(results);
+    if !results.server.launch_arguments.is_null() {
+        facts.push(("launched with", results.server.launch_arguments.to_string()));
+    }
     facts.extend([
         ("began", utc(results.began_unix_s)),
         ("measured on", format!("{}, {} processors{memory}, {}", machine.cpu, machine.cores, machine.system)),

@@ -75,6 +75,25 @@ pub fn overview(report: &Report) -> Table {
     table
 }
 
+/// The same for a terminal, in milliseconds.
+pub fn short(runs: &[RunResult]) -> Table {
+    let head =
+        ["run", "req/s", "out tok/s", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "E2E p50", "E2E p99", "failed"];
+    let mut table = Table::new("Runs", 1, &head);
+    for run in runs {
+        let summary = &run.summary;
+        let rates = [summary.rates.requests_per_s, summary.rates.output_tokens_per_s];
+        let mut row = vec![run_name(run)];
+        row.extend(rates.map(number));
+        for values in [&summary.ttft_ms, &summary.itl_ms, &summary.e2e_ms] {
+            row.extend([pick(values, |v| v.p50), pick(values, |v| v.p99)]);
+        }
+        row.push(summary.requests.failed.to_string());
+        table.rows.push(row);
+    }
+    table
+}
+
 fn pick(values: &Option<Distribution>, which: fn(&Distribution) -> f64) -> String {
     values.as_ref().map_or_else(|| "-".to_owned(), |values| number(which(values)))
 }

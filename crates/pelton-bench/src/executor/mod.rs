@@ -215,6 +215,7 @@ async fn keep_time(
     tokio::select! {
         () = tokio::time::sleep(limits.grace) => {}
         Ok(()) = tokio::signal::ctrl_c() => ending.interrupted = true,
+        () = control.cut() => ending.interrupted = true,
     }
     phase.send_replace(Phase::Cut);
     std::future::pending().await

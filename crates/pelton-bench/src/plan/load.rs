@@ -1,6 +1,6 @@
 //! When requests start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,14 @@ impl Load {
     /// Open loop: a run for each rate, in requests per second.
     pub fn rates(rates: impl IntoIterator<Item = f64>, arrival: Arrival, bounds: OpenBounds) -> Self {
         Self { cases: rates.into_iter().map(|rate| Case::rate(rate, arrival, bounds)).collect() }
+    }
+
+    /// The file whose times are replayed, if one is.
+    pub fn trace(&self) -> Option<&Path> {
+        self.cases.iter().find_map(|case| match case {
+            Case::Open { starts: Starts::Trace { path, .. }, .. } => Some(path.as_path()),
+            _ => None,
+        })
     }
 }
 

@@ -82,6 +82,7 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let is_get = line.starts_with("GET");
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
         let mut length = 0;
         loop {
@@ -98,8 +99,13 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let received = Instant::now();
-        let is_question = ["/info", "/v1/models", "/tokenize"].contains(&path.as_str());
-        let nth = if is_question { 0 } else { generations.fetch_add(1, Ordering::Relaxed) };
+        let is_question = ["/info", "/v1/models", "/tokenize", "/metrics"].contains(&path.as_str());
+        let nth = if is_question || is_get { 0 } else { generations.fetch_add(1, Ordering::Relaxed) };
+        if is_get && !is_question {
+            // What a client may ask of the servers of some makes.
+            writer.write_all(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")?;
+            continue;
+        }
         let question = Question { path, body: serde_json::from_slice(&body).unwrap_or(Value::Null), nth, received };
         for act in script(&question) {
             match act {

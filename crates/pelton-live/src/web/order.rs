@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pelton_bench::{Arrival, BenchPlan, Load, MAX_DURATION, MAX_USERS};
+use pelton_bench::{Arrival, BenchPlan, Case, Load, MAX_DURATION, MAX_USERS, Users};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +145,8 @@ impl Order {
     pub fn plan(&self, base: &BenchPlan) -> BenchPlan {
         let mut plan = base.clone();
         plan.limits.duration = self.duration;
+        // Each start is one run.
+        plan.goals.repeats = 1;
         plan.load = match self.load {
             Wanted::Users { users, spawn_rate } => steered(Ramp::first(users, spawn_rate)),
             Wanted::Rate { rate, arrival } => timed(base, rate, arrival),
@@ -163,16 +165,16 @@ impl Order {
 
 /// Users whose number changes while they run.
 fn steered(from: usize) -> Load {
-    Load::Closed { users: vec![from] }
+    Load::from(Case::Closed { users: Users::Steered { from }, each: None })
 }
 
 /// Starts at a rate, bounded as in the plan.
 fn timed(base: &BenchPlan, rate: f64, arrival: Arrival) -> Load {
-    let (max_in_flight, late_after) = match base.load {
-        Load::Open { max_in_flight, late_after, .. } => (max_in_flight, late_after),
-        Load::Closed { .. } => (1024, Duration::from_millis(10)),
-    };
-    Load::Open { rates: vec![rate], arrival, max_in_flight, late_after }
+    let bounds = base.load.cases.iter().find_map(|case| match case {
+        Case::Open { bounds, .. } => Some(*bounds),
+        Case::Closed { .. } => None,
+    });
+    Load::rates([rate], arrival, bounds.unwrap_or_default())
 }
 
 impl std::fmt::Display for Order {

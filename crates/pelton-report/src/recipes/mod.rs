@@ -27,11 +27,11 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
     BenchPlan {
         target,
         workload,
+        metrics: MetricsPlan::default(),
         load,
         limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
-        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }

@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod goals;
 pub mod load;
+pub mod metrics;
 pub mod recipe;
 pub mod report;
 pub mod scale;
@@ -12,7 +13,7 @@ pub mod workload;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use pelton_bench::{BenchPlan, SearchAxis, SearchPlan, Source};
+use pelton_bench::{BenchPlan, SearchAxis, SearchPlan};
 
 /// Measure a text-generation server under load.
 ///
@@ -35,8 +36,6 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
     Engine(Box<engine::EngineArgs>),
-
-    Merge(scale::MergeArgs),
     /// Make a report that people of this field know: k6's table of text-generation-inference, the model card of happy_vllm, llm_bench's
     /// summary, ... One command each, against any server.
     #[command(subcommand)]
@@ -47,6 +46,8 @@ pub enum BenchCommand {
     Compare(report::CompareArgs),
     /// Print the formula of each number.
     Explain(report::ExplainArgs),
+
+    Merge(scale::MergeArgs),
 }
 
 /// Everything about one load test.
@@ -68,6 +69,9 @@ pub struct TestArgs {
     pub scale: scale::ScaleArgs,
 
     #[command(flatten)]
+    pub metrics: metrics::MetricsArgs,
+
+    #[command(flatten)]
     pub output: OutputArgs,
 }
 
@@ -78,15 +82,10 @@ impl TestArgs {
             Some(SearchPlan { axis: SearchAxis::Rate, from, .. }) => self.load.rate_of_search(*from),
             _ => self.load.load(),
         };
-        let mut workload = self.workload.plan();
-        if let (Some(path), Source::Synthetic) = (&self.load.replay, &workload.source) {
-            // A trace says when and how much.
-            workload.source = Source::Trace(path.clone());
-            (workload.input_tokens, workload.output_tokens) = (None, None);
-        }
         BenchPlan {
             target: self.target.plan(),
-            workload,
+            workload: self.workload.plan(load.trace()),
+            metrics: self.metrics.plan(),
             load,
             limits: self.load.limits(),
             warmup: self.load.warmup,
