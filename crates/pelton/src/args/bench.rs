@@ -63,13 +63,13 @@ pub struct TestArgs {
     pub workload: workload::WorkloadArgs,
 
     #[command(flatten)]
+    pub metrics: metrics::MetricsArgs,
+
+    #[command(flatten)]
     pub goals: goals::GoalArgs,
 
     #[command(flatten)]
     pub scale: scale::ScaleArgs,
-
-    #[command(flatten)]
-    pub metrics: metrics::MetricsArgs,
 
     #[command(flatten)]
     pub output: OutputArgs,

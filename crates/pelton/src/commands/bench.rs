@@ -1,11 +1,11 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod merge;
 mod recipe;
 mod report;
 
-use std::io::{BufReader, BufWriter, Write};
-use std::path::PathBuf;
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,6 @@ use pelton_bench::watch::{Blind, Control, Watch};
 use pelton_live::Line;
 use pelton_report::console::Console;
 
-use crate::args::bench::scale::MergeArgs;
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
 use crate::commands::output::OutputFile;
 
@@ -27,11 +26,11 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Merge(args)) => merge::run(&args),
         Some(BenchCommand::Recipe(recipe)) => recipe::run(*recipe),
         Some(BenchCommand::Report(args)) => report::report(&args),
         Some(BenchCommand::Compare(args)) => report::compare(&args),
         Some(BenchCommand::Explain(args)) => report::explain(&args),
-        Some(BenchCommand::Merge(args)) => merge(&args),
         None => load_test(args.test),
     }
 }
@@ -76,21 +75,6 @@ fn exit_code(results: &Results, allow_client_limit: bool) -> ExitCode {
         eprintln!("warning: the client, not the server, was the limit (see the notes); the exit code is 4");
     }
     ExitCode::from(outcome.exit_code())
-}
-
-/// Joins the results of several processes, prints and writes them.
-fn merge(args: &MergeArgs) -> anyhow::Result<ExitCode> {
-    let read = |path: &PathBuf| {
-        let file = std::fs::File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        Results::read_json(BufReader::new(file)).with_context(|| path.display().to_string())
-    };
-    let parts = args.parts.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
-    let merged = pelton_bench::merge::merge(parts)?;
-    let path = args.output.display();
-    let file = std::fs::File::create(&args.output).with_context(|| format!("{path} cannot be written"))?;
-    merged.write_json(BufWriter::new(file)).with_context(|| format!("{path} cannot be written"))?;
-    let _ = write!(std::io::stdout().lock(), "{}", Console(&merged));
-    Ok(exit_code(&merged, false))
 }
 
 /// Seconds since 1970-01-01 UTC.
