@@ -27,6 +27,7 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
     BenchPlan {
         target,
         workload,
+        metrics: MetricsPlan::default(),
         load,
         limits: Limits { duration, requests: MAX_REQUESTS, grace: GRACE, at_least: Duration::ZERO },
         warmup: Warmup::Requests(0),
