@@ -200,10 +200,11 @@ fn stored_runs_are_told_in_every_form() {
     }
     assert!(pelton_bench(&["report", &run, "--format", "svg", "-o", &path("pictures")]).status.success());
     for name in ["throughput-users", "latency-users", "distribution-ttft", "time-2-users", "requests-2-users"] {
-        let bytes =
-            std::fs::read(path(&format!("pictures/{name}.png"))).unwrap_or_else(|_| panic!("there is no {name}"));
-        assert!(bytes.starts_with(b"\x89PNG"), "{name}");
+        let text = std::fs::read_to_string(path(&format!("pictures/{name}.svg")));
+        assert!(text.unwrap_or_else(|_| panic!("there is no {name}")).starts_with("<svg"), "{name}");
     }
+    assert!(pelton_bench(&["report", &run, "--chart", "throughput-users", "-o", &path("t.png")]).status.success());
+    assert!(std::fs::read(path("t.png")).expect("a picture").starts_with(b"\x89PNG"));
     let compared = pelton_bench(&["compare", &run, &run]);
     assert!(String::from_utf8_lossy(&compared.stdout).contains("At 2 users"), "{compared:?}");
 }
