@@ -24,16 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn plan(mock: &Mock, load: impl Into<Load>, duration_ms: u64, requests: u64) -> BenchPlan {
     BenchPlan {
-        target: TargetPlan {
-            url: mock.url(),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
         workload: WorkloadPlan::synthetic(20, 2, 1),
         load: load.into(),
         limits: Limits {
