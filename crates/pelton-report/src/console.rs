@@ -6,7 +6,7 @@ use pelton_bench::results::{Results, RunResult};
 
 use crate::compare::Comparison;
 use crate::numbers::number;
-use crate::report::Report;
+use crate::report::{Report, in_order};
 use crate::{facts, tables};
 
 /// Prints results.
@@ -17,7 +17,7 @@ impl fmt::Display for Console<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(report) = self;
         head(f, report)?;
-        for run in &report.runs {
+        for run in in_order(&report.runs) {
             writeln!(f)?;
             one_run(f, run)?;
         }

@@ -77,11 +77,11 @@ impl Report {
         &self.tests
     }
 
-    /// All runs of all tests.
+    /// All runs of all tests, repetitions of a load one after another.
     pub fn runs(&self) -> impl Iterator<Item = Told<'_>> {
         let is_one_of_many = self.tests.len() > 1;
         self.tests.iter().enumerate().flat_map(move |(test_index, test)| {
-            test.results.runs.iter().map(move |run| Told { test, test_index, run, is_one_of_many })
+            in_order(&test.results.runs).into_iter().map(move |run| Told { test, test_index, run, is_one_of_many })
         })
     }
 
@@ -179,6 +179,13 @@ impl Told<'_> {
             .collect();
         dashed.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
     }
+}
+
+/// Runs in the order of their loads' first runs, repetitions one after another: they were measured in turns.
+pub(crate) fn in_order(runs: &[RunResult]) -> Vec<&RunResult> {
+    let mut ordered: Vec<&RunResult> = runs.iter().collect();
+    ordered.sort_by_key(|run| runs.iter().position(|first| first.case == run.case));
+    ordered
 }
 
 /// A run's load, and which repetition it is if it is not the first.

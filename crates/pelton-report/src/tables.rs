@@ -5,7 +5,7 @@ use pelton_bench::slo::Aggregate;
 use pelton_bench::{CaseEstimates, Distribution, Estimate, Interval, Metric};
 
 use crate::numbers::{number, percent, plain};
-use crate::report::{Report, run_name};
+use crate::report::{Report, in_order, run_name};
 
 /// A table of texts.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +80,7 @@ pub fn short(runs: &[RunResult]) -> Table {
     let head =
         ["run", "req/s", "out tok/s", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "E2E p50", "E2E p99", "failed"];
     let mut table = Table::new("Runs", 1, &head);
-    for run in runs {
+    for run in in_order(runs) {
         let summary = &run.summary;
         let rates = [summary.rates.requests_per_s, summary.rates.output_tokens_per_s];
         let mut row = vec![run_name(run)];
@@ -140,7 +140,7 @@ pub fn targets(report: &Report) -> Table {
 /// The same for one test.
 pub fn targets_of(results: &Results) -> Table {
     let mut table = targets_head();
-    for run in &results.runs {
+    for run in in_order(&results.runs) {
         targets_rows(&mut table, &run_name(run), run);
     }
     table

@@ -165,3 +165,68 @@ fn what_cannot_be_measured_is_told_in_a_line() {
         assert!(stderr.contains(wanted), "{wanted} is not in {stderr}");
     }
 }
+
+/// Runs `pelton bench` with these arguments.
+fn pelton_bench(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_pelton")).arg("bench").args(arguments).output().expect("pelton starts")
+}
+
+#[test]
+fn stored_runs_are_told_in_every_form() {
+    let server = Server::start("1ms");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (run, page) = (path("run.json"), path("page.html"));
+    let load = ["--users", "1,2", "--requests", "6", "--input-tokens", "16", "--output-tokens", "8"];
+    let measured = pelton_bench(&[&["--quiet", "--url", &server.url, "-o", &run, "--html", &page], &load[..]].concat());
+    // 4: other work on the machine made the client wait, which matters to no form.
+    let stderr = String::from_utf8_lossy(&measured.stderr);
+    assert!(matches!(measured.status.code(), Some(0 | 4)), "{stderr}");
+    let printed = String::from_utf8(measured.stdout).expect("a report is text");
+    let told = pelton_bench(&["report", &run]);
+    assert_eq!(String::from_utf8(told.stdout).expect("a report is text"), printed);
+
+    let begins = [
+        ("page.html", "<!DOCTYPE html>"),
+        ("told.html", "<!DOCTYPE html>"),
+        ("told.md", "# Load test"),
+        ("told.csv", "test,server"),
+    ];
+    for (name, _) in &begins[1..] {
+        assert!(pelton_bench(&["report", &run, "-o", &path(name)]).status.success(), "{name}");
+    }
+    for (name, beginning) in begins {
+        let text = std::fs::read_to_string(path(name)).expect("it was written");
+        assert!(text.starts_with(beginning), "{name}: {text:.60}");
+    }
+    assert!(pelton_bench(&["report", &run, "--format", "svg", "-o", &path("pictures")]).status.success());
+    for name in ["throughput-users", "latency-users", "distribution-ttft", "time-2-users", "requests-2-users"] {
+        let text = std::fs::read_to_string(path(&format!("pictures/{name}.svg")));
+        assert!(text.unwrap_or_else(|_| panic!("there is no {name}")).starts_with("<svg"), "{name}");
+    }
+    assert!(pelton_bench(&["report", &run, "--chart", "throughput-users", "-o", &path("t.png")]).status.success());
+    assert!(std::fs::read(path("t.png")).expect("a picture").starts_with(b"\x89PNG"));
+    let compared = pelton_bench(&["compare", &run, &run]);
+    assert!(String::from_utf8_lossy(&compared.stdout).contains("At 2 users"), "{compared:?}");
+}
+
+#[test]
+fn wrong_wishes_for_reports_are_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let bad = folder.path().join("bad.json").display().to_string();
+    std::fs::write(&bad, "{}").expect("a file is written");
+    let cases: [(&[&str], &str); 5] = [
+        (&["report", "/nowhere/run.json"], "/nowhere/run.json cannot be read"),
+        (&["report", &bad], "not results of a load test"),
+        (&["compare", &bad], "2 values required"),
+        (&["explain", "speed"], "is no metric; there are ttft"),
+        (&["report", &bad, "--format", "nothing"], "possible values: console, markdown, csv, json, html, svg, png"),
+    ];
+    for (arguments, words) in cases {
+        let output = pelton_bench(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && stderr.contains(words), "{arguments:?}: {stderr}");
+    }
+    let explained = String::from_utf8(pelton_bench(&["explain", "ttft"]).stdout).expect("text");
+    assert!(explained.starts_with("ttft: time to first token, ms\n    arrival of the first chunk"), "{explained}");
+}

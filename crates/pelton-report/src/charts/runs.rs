@@ -17,6 +17,8 @@ const MAX_STEPS: usize = 400;
 const MAX_REQUESTS: usize = 120;
 /// Most points of a course of time.
 const MAX_MOMENTS: usize = 120;
+/// Shorter waits in the client cannot be seen.
+const MIN_WAIT_US: u64 = 1000;
 /// Axes become logarithmic when the largest value is this many times the smallest.
 const WIDE: f64 = 20.0;
 
@@ -268,7 +270,10 @@ fn course(told: &Told<'_>) -> Chart {
         .with(Series::line("waiting, server", level(|s| s.waiting)).dashed().colour(Colour::Nth(1)))
         .with(Series::dots(format!("failed in {every} s"), bins.counts(&bins.failed)).colour(Colour::Failure))
         .with(Series::dots(format!("dropped in {every} s"), bins.counts(&bins.dropped)).colour(Colour::Quiet));
-    let cache = figure("KV cache over time".to_owned(), Axis::new("KV cache in use").shares())
+    // The next of a few tops, so that runs can be compared and little use is seen too.
+    let most = samples.iter().filter_map(|sample| sample.kv_usage).fold(0.0, f64::max);
+    let top = [0.01, 0.05, 0.1, 0.25, 0.5].into_iter().find(|top| most <= *top).unwrap_or(1.0);
+    let cache = figure("KV cache over time".to_owned(), Axis::new("KV cache in use").shares().span(0.0, top))
         .size(800, 180)
         .with(Series::line("KV cache in use, server", level(|s| s.kv_usage)).colour(Colour::Nth(2)));
     let figures = [tokens, requests, cache].into_iter().filter(|figure| !figure.is_empty()).collect();
@@ -370,7 +375,7 @@ fn waterfall(told: &Told<'_>) -> Option<Chart> {
     for (place, row) in chosen.iter().enumerate() {
         let place = place as u32; // At most MAX_REQUESTS.
         let span = |from: u64, to: u64| Span { from: s(from), to: s(to), place };
-        if row.start_us > row.intended_us {
+        if row.start_us > row.intended_us + MIN_WAIT_US {
             late.push(span(row.intended_us, row.start_us));
         }
         let end = row.start_us + u64::from(row.end_us);

@@ -71,11 +71,11 @@ pub fn mark_text(axis: &Axis, value: f64) -> String {
     if axis.shares { percent(value).replace(".0 ", " ") } else { plain(value) }
 }
 
-/// Multiples of 1, 2 or 5 times a power of ten.
+/// Multiples of 1, 2 or 5 times a power of ten; at most a third more than there is room for.
 fn linear_marks(from: f64, to: f64, room: usize) -> Vec<f64> {
     let rough = (to - from) / room.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= 0.9999 * rough);
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= 0.75 * rough);
     let step = step.unwrap_or(10.0 * power);
     let first = (from / step - 1e-9).ceil() as i64;
     let last = (to / step + 1e-9).floor() as i64;

@@ -29,10 +29,8 @@ pub fn svg(figures: &[Figure]) -> String {
 fn draw_all(out: &mut String, figures: &[Figure]) -> fmt::Result {
     let width = figures.iter().map(|figure| figure.width).max().unwrap_or(320);
     let height: u32 = figures.iter().map(|figure| figure.height).sum::<u32>().max(40);
-    write!(
-        out,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" font-family="{FONTS}" font-size="{TEXT}">"#
-    )?;
+    write!(out, r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" "#)?;
+    write!(out, r#"viewBox="0 0 {width} {height}" font-family="{FONTS}" font-size="{TEXT}">"#)?;
     write!(out, r##"<rect width="{width}" height="{height}" fill="#ffffff"/>"##)?;
     let layouts: Vec<Layout<'_>> = figures.iter().map(Layout::new).collect();
     let left = layouts.iter().map(|layout| layout.left).fold(0.0, f64::max);

@@ -201,7 +201,7 @@ fn comparison(report: &Report) -> Markup {
     html! {
         h2 id="comparison" { "Comparison" }
         p.note { (comparison.note()) }
-        div.pair { @for table_of in comparison.tables() { div { h3 { (table_of.title) } (table(&table_of)) } } }
+        @for table_of in comparison.tables() { h3 { (table_of.title) } (table(&table_of)) }
     }
 }
 
@@ -277,10 +277,18 @@ fn table(table: &Table) -> Markup {
                 thead { tr { @for (n, cell) in table.head.iter().enumerate() { th class=(class(n, "")) { (cell) } } } }
                 tbody {
                     @for row in &table.rows {
-                        tr { @for (n, cell) in row.iter().enumerate() { td class=(class(n, cell)) { (cell) } } }
+                        tr { @for (n, cell) in row.iter().enumerate() { td class=(class(n, cell)) { (interval_below(cell)) } } }
                     }
                 }
             }
         }
+    }
+}
+
+/// A value with its interval on a line of its own: tables of them are wide.
+fn interval_below(cell: &str) -> Markup {
+    match cell.split_once(" [") {
+        Some((value, interval)) if interval.ends_with(']') => html! { (value) br; span.note { "[" (interval) } },
+        _ => html! { (cell) },
     }
 }
