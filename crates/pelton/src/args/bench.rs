@@ -150,4 +150,5 @@ Examples:
 
 Exit code: 0 if all is well; 1 if a run has no complete answer or the test could not be made; 2 for wrong flags; 3 if a target (--slo) was
 missed, or a search found no load that meets them; 4 if the client, not the server, was the limit (--allow-client-limit makes that a
-warning). 4 comes before 3: such verdicts cannot be trusted. A share (--shard) leaves 3 and 4 to merge. Failed requests alone change nothing: add --slo 'error-rate<1%'.";
+warning). 4 comes before 3: such verdicts cannot be trusted. A share (--shard) leaves 3 and 4 to merge. Failed requests alone
+change nothing: add --slo 'error-rate<1%'.";
