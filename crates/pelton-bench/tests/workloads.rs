@@ -18,16 +18,7 @@ use pelton_bench::{
 
 fn plan(mock: &Mock, workload: WorkloadPlan, requests: u64) -> BenchPlan {
     BenchPlan {
-        target: TargetPlan {
-            url: mock.url(),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
         workload,
         metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
         load: Load::users([1]),

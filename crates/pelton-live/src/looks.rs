@@ -227,7 +227,7 @@ impl Done {
 fn late_after(case: &Case) -> Option<Duration> {
     match case {
         Case::Open { bounds, .. } => Some(bounds.late_after),
-        Case::Closed { .. } => None,
+        Case::Closed { .. } | Case::Waves(_) => None,
     }
 }
 

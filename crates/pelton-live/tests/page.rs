@@ -39,6 +39,7 @@ fn plan(url: String) -> BenchPlan {
         limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
+        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }

@@ -172,7 +172,7 @@ fn steered(from: usize) -> Load {
 fn timed(base: &BenchPlan, rate: f64, arrival: Arrival) -> Load {
     let bounds = base.load.cases.iter().find_map(|case| match case {
         Case::Open { bounds, .. } => Some(*bounds),
-        Case::Closed { .. } => None,
+        Case::Closed { .. } | Case::Waves(_) => None,
     });
     Load::rates([rate], arrival, bounds.unwrap_or_default())
 }
