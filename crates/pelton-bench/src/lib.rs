@@ -270,9 +270,9 @@ impl Tester<'_> {
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let seed = plan.workload.seed.wrapping_add(n as u64);
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
-        let (scraper, server) = match &self.metrics {
-            Ok(Some(page)) => Some(Scraper::start(page)?).unzip(),
-            _ => (None, None),
+        let scraper = match &self.metrics {
+            Ok(Some(page)) => Some(Scraper::start(page)?),
+            _ => None,
         };
         let began_unix_s = unix_now();
         let job = executor::Job {
@@ -283,7 +283,7 @@ impl Tester<'_> {
             timeout: plan.target.timeout,
             client: Rc::clone(&self.client),
             workload: Rc::new(self.workload.reseeded(seed)),
-            server,
+            metrics: scraper.as_ref().map(Scraper::latest),
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
         let counting = self.client.settle(&mut run.rows);

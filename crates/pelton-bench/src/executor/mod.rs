@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::machine::CpuTime;
 use crate::plan::{Case, Limits, Shard, Waves};
 use crate::recorder::Row;
-use crate::scrape::Fresh;
+use crate::scrape::{Latest, ServerSample};
 use crate::watch::{Control, Moment, Sight, Watch};
 use crate::workload::Workload;
 
@@ -44,7 +44,7 @@ pub struct Run {
 }
 
 /// What one case needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     /// The load.
     pub case: Case,
@@ -60,8 +60,8 @@ pub struct Job {
     pub client: Rc<Client>,
     /// What is sent.
     pub workload: Rc<Workload>,
-    /// What the server tells of itself meanwhile, if it does.
-    pub server: Option<Fresh>,
+    /// What the server tells of itself meanwhile, if anyone reads it.
+    pub metrics: Option<Latest>,
 }
 
 /// Where a run is; only ever moves forward.
@@ -124,6 +124,7 @@ impl Shared {
     async fn show(&self, watch: &mut dyn Watch) -> std::convert::Infallible {
         let mut ticks = tokio::time::interval(LOOK_INTERVAL);
         let mut seen = 0;
+        let mut metrics = self.job.metrics.clone();
         loop {
             ticks.tick().await;
             let live = &self.live;
@@ -139,10 +140,13 @@ impl Shared {
             let rows = self.rows.borrow();
             watch.see(Sight::Moment(&moment, &rows[seen..]));
             seen = rows.len();
-            let server = self.job.server.iter();
-            server.flat_map(|fresh| std::iter::from_fn(|| fresh.next(self.began))).for_each(|sample| {
-                watch.see(Sight::Server(&sample));
-            });
+            // Changes end with their sender; the last one stays.
+            if let Some(metrics) = metrics.as_mut().filter(|metrics| metrics.has_changed().unwrap_or(false))
+                && let Some((at, sample)) = *metrics.borrow_and_update()
+            {
+                let at_us = at.saturating_duration_since(self.began).as_micros() as u64;
+                watch.see(Sight::Server(&ServerSample { at_us, ..sample }));
+            }
         }
     }
 }
