@@ -152,7 +152,9 @@ function showRun(run, hasPoints) {
   const isStopping = state.phase === "stopping";
   for (const part of document.querySelectorAll(".of-steered")) part.hidden = !run.is_steered || isStopping;
   const stop = byId("stop");
-  stop.textContent = isStopping ? `Cut ${run.running} still running` : "Stop";
+  const isSumming = isStopping && run.running === 0;
+  stop.textContent = isSumming ? "Summing up" : isStopping ? `Cut ${run.running} still running` : "Stop";
+  stop.disabled = isSumming;
 
   byId("statistics-scope").textContent = run.is_over
     ? "measured window, exact"
