@@ -106,7 +106,7 @@ function drawCharts() {
 let state = null;
 
 function show(update) {
-  const isNew = state === null || update.number !== state.number;
+  const isNew = state === null || update.begun !== state.begun;
   if (isNew) points = [];
   points.push(...update.points);
   points.splice(0, points.length - MAX_POINTS);
