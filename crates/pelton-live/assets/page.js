@@ -106,7 +106,7 @@ function drawCharts() {
 let state = null;
 
 function show(update) {
-  const isNew = state === null || update.number !== state.number;
+  const isNew = state === null || update.begun !== state.begun;
   if (isNew) points = [];
   points.push(...update.points);
   points.splice(0, points.length - MAX_POINTS);
@@ -152,7 +152,9 @@ function showRun(run, hasPoints) {
   const isStopping = state.phase === "stopping";
   for (const part of document.querySelectorAll(".of-steered")) part.hidden = !run.is_steered || isStopping;
   const stop = byId("stop");
-  stop.textContent = isStopping ? `Cut ${run.running} still running` : "Stop";
+  const isSumming = isStopping && run.running === 0;
+  stop.textContent = isSumming ? "Summing up" : isStopping ? `Cut ${run.running} still running` : "Stop";
+  stop.disabled = isSumming;
 
   byId("statistics-scope").textContent = run.is_over
     ? "measured window, exact"

@@ -20,7 +20,12 @@ pub(crate) fn about() -> About {
 
 /// Four users for ten seconds.
 pub(crate) fn begin(looker: &mut Looker) {
-    let limits = Limits { duration: Duration::from_secs(10), requests: 1_000_000, grace: Duration::from_secs(1) };
+    let limits = Limits {
+        duration: Duration::from_secs(10),
+        requests: 1_000_000,
+        grace: Duration::from_secs(1),
+        at_least: Duration::ZERO,
+    };
     looker.see(Sight::Begins { case: &Case::users(4), limits: &limits, n: 0, of: 1 });
 }
 

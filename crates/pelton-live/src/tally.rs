@@ -53,6 +53,8 @@ pub(crate) struct Tally {
     pub preparing: Option<String>,
     /// The run that goes on, or the last one.
     pub run: Option<Running>,
+    /// Runs begun.
+    pub num_begun: u64,
     /// Runs that are over, oldest first.
     pub done: VecDeque<Done>,
 }
@@ -140,7 +142,7 @@ pub(crate) struct Bar {
 
 impl Tally {
     pub fn new(about: About) -> Self {
-        Self { about, preparing: None, run: None, done: VecDeque::new() }
+        Self { about, preparing: None, run: None, num_begun: 0, done: VecDeque::new() }
     }
 
     /// Takes in one look. True if a new point was made or something other than numbers changed.
@@ -150,6 +152,7 @@ impl Tally {
             Look::Found { api, model } => (self.about.api, self.about.model) = (Some(api), Some(model)),
             Look::Begins(begins) => {
                 self.preparing = None;
+                self.num_begun += 1;
                 self.run = Some(Running::new(*begins));
             }
             Look::Moment(now, ended) => {

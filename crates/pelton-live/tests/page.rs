@@ -26,7 +26,12 @@ fn plan(url: String) -> BenchPlan {
         workload: WorkloadPlan::synthetic(20, 4, 1),
         metrics: MetricsPlan::default(),
         load: users(1),
-        limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
+        limits: Limits {
+            duration: Duration::from_secs(30),
+            requests: MAX_REQUESTS,
+            grace: Duration::from_secs(5),
+            at_least: Duration::ZERO,
+        },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
         metrics: MetricsPlan::default(),
@@ -195,10 +200,16 @@ fn a_run_is_started_changed_stopped_and_downloaded() {
         assert_eq!(get(page, "/download/note.txt").status, 200);
         assert_eq!(get(page, "/download/../Cargo.toml").status, 404);
 
+        // The points of a second run do not mix with those of the first.
+        let points_of_first = get(page, "/api/state").json()["update"]["points"].as_array().map(Vec::len);
+        assert_eq!(post(page, "/api/start", &json!({ "users": 1, "duration_s": 0.3 })).status, 202);
+        events.until("the second run", |update| is_ready(update) && update["begun"] == 2);
+        let points = get(page, "/api/state").json()["update"]["points"].as_array().map(Vec::len);
+        assert!(points_of_first > Some(0) && points == Some(0), "{points:?}");
+
         // One who comes later is told everything at once.
         let state = get(page, "/api/state").json();
-        assert_eq!(state["update"]["done"].as_array().map(Vec::len), Some(1));
-        assert!(!state["update"]["points"].as_array().expect("points").is_empty());
+        assert_eq!(state["update"]["done"].as_array().map(Vec::len), Some(2));
         assert_eq!(state["downloads"], json!(["results.json", "statistics.csv", "failures.csv", "note.txt"]));
         assert!(state["update"]["log"].as_array().expect("lines").len() >= 4);
     });

@@ -125,7 +125,7 @@ fn keys(tally: &Tally, choices: &Choices) -> Line<'static> {
 
 fn overview(frame: &mut Frame<'_>, area: Rect, run: &Running, tally: &Tally) {
     let notes = notes(run, tally);
-    let notes_height = if area.height >= 26 { (notes.len() as u16 + 2).min(7) } else { 0 };
+    let notes_height = if area.height >= 26 && !notes.is_empty() { (notes.len() as u16 + 2).min(7) } else { 0 };
     let [upper, lower, table, counts, rest] = Layout::vertical([
         Constraint::Fill(1),
         Constraint::Fill(1),

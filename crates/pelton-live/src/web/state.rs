@@ -76,7 +76,7 @@ struct Logged {
 /// What a listener has already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
-    number: u64,
+    begun: u64,
     points: u64,
     logged: u64,
     done: Option<usize>,
@@ -88,8 +88,10 @@ pub(crate) struct Update {
     about: About,
     form: Form,
     phase: Phase,
-    /// Runs ordered so far; points of another one are to be forgotten.
+    /// Runs ordered so far.
     number: u64,
+    /// Runs begun so far; points of another one are to be forgotten.
+    begun: u64,
     has_results: bool,
     run: Option<Run>,
     /// New ones.
@@ -316,15 +318,13 @@ impl State {
 
     /// What is new to a listener, who then has seen it.
     pub fn update(&self, seen: &mut Seen) -> Update {
-        if seen.number != self.number {
-            (seen.number, seen.points) = (self.number, 0);
+        // An order is not yet a run: until it begins, the points are of the one before.
+        if seen.begun != self.tally.num_begun {
+            (seen.begun, seen.points) = (self.tally.num_begun, 0);
         }
         // Until the run begins, the one before is shown.
         let run = self.tally.run.as_ref();
         let made = run.map_or(0, |run| run.num_points);
-        if made < seen.points {
-            seen.points = 0;
-        }
         let points = run.map_or_else(Vec::new, |run| {
             let new = (made - seen.points).min(run.points.len() as u64) as usize;
             run.points.range(run.points.len() - new..).copied().collect()
@@ -339,6 +339,7 @@ impl State {
             form: self.form.clone(),
             phase: self.phase,
             number: self.number,
+            begun: self.tally.num_begun,
             has_results: self.results.is_some(),
             run: run.map(|run| self.run(run)),
             points,
