@@ -5,7 +5,6 @@
 //! The last lines tell the processor time for each event; the reciprocal bounds the events per second that
 //! one core can follow.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -33,16 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     let plan = BenchPlan {
-        target: TargetPlan {
-            url,
-            api: Some(api),
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(60),
-        },
+        target: TargetPlan { api: Some(api), timeout: Duration::from_secs(60), ..TargetPlan::at(url) },
         workload: WorkloadPlan::synthetic(100, EVENTS as u32, 0),
         metrics: MetricsPlan::default(),
         load: Load::users([users]),
@@ -66,7 +56,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// The events of one answer, as real servers write them.
 fn events(api: Api) -> Vec<String> {
     let event = |n: usize| match api {
-        Api::Tgi => {
+        Api::Openai => {
+            let (reason, end) = if n + 1 == EVENTS { ("\"length\"", "data: [DONE]\n\n") } else { ("null", "") };
+            let head = r#""id":"cmpl-0123456789abcdef","object":"text_completion","created":1732000000,"model":"m""#;
+            let choice = format!(r#"{{"index":0,"text":" word","logprobs":null,"finish_reason":{reason}}}"#);
+            format!("data: {{{head},\"choices\":[{choice}],\"usage\":null}}\n\n{end}")
+        }
+        _ => {
             let end = if n + 1 == EVENTS {
                 r#""generated_text":"...","details":{"finish_reason":"length","generated_tokens":2000,"seed":null,"input_length":100}"#
             } else {
@@ -74,12 +70,6 @@ fn events(api: Api) -> Vec<String> {
             };
             let token = r#"{"id":1234,"text":" word","logprob":-1.2890625,"special":false}"#;
             format!("data: {{\"index\":{},\"token\":{token},{end}}}\n\n", n + 1)
-        }
-        Api::Openai | Api::OpenaiChat => {
-            let (reason, end) = if n + 1 == EVENTS { ("\"length\"", "data: [DONE]\n\n") } else { ("null", "") };
-            let head = r#""id":"cmpl-0123456789abcdef","object":"text_completion","created":1732000000,"model":"m""#;
-            let choice = format!(r#"{{"index":0,"text":" word","logprobs":null,"finish_reason":{reason}}}"#);
-            format!("data: {{{head},\"choices\":[{choice}],\"usage\":null}}\n\n{end}")
         }
     };
     (0..EVENTS).map(event).collect()

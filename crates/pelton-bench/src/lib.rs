@@ -6,6 +6,7 @@
 //! that can be computed before or after it.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod arrival;
 mod client;
 mod executor;
@@ -36,8 +37,8 @@ pub use outcome::Outcome;
 pub use plan::{
     Api, BenchPlan, Case, DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, Goals, KeepRows,
     Lengths, Limits, Load, MAX_DURATION, MAX_PREFIX_GROUPS, MAX_REQUESTS, MAX_TOKENS, MAX_TURNS, MAX_USERS,
-    MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource, OpenBounds, PromptMix, Scale, SearchAxis, SearchPlan, Shape,
-    Shard, Source, Stage, Starts, TargetPlan, ThinkTime, Users, Warmup, Waves, WorkloadPlan,
+    MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource, OpenBounds, PromptMix, Provider, Scale, SearchAxis, SearchPlan,
+    Shape, Shard, Source, Stage, Starts, TargetPlan, TensorRole, ThinkTime, Users, Warmup, Waves, WorkloadPlan,
 };
 pub use recorder::{Arrival as TokenArrival, CountedBy, ErrorKind, Failure, Part, Row, ServerTimes};
 pub use scrape::{ServerMetrics, ServerSample};
@@ -47,13 +48,13 @@ pub use stats::{
 };
 
 use client::probe::Questions;
-use client::{Client, Lengthening, Target};
+use client::{Client, Target};
 use results::{Results, RunResult, Server};
 use scrape::Scraper;
 use search::{Next, Search, SearchEnd, Searching, Trial};
 use watch::{Control, Sight, Watch};
 use workload::Workload;
-use workload::count::{Counter, SAMPLE};
+use workload::count::{Counter, Local, SAMPLE};
 pub use workload::trace::date as unix_time;
 
 /// Why a load test could not be run. What happens to single requests is in their rows instead.
@@ -76,8 +77,8 @@ pub enum BenchError {
     /// The server cannot be reached, or refused a question before the run.
     #[error("server: {0}")]
     Server(String),
-    /// The server answers neither `/info` nor `/v1/models`.
-    #[error("the server tells neither /info (TGI) nor /v1/models (OpenAI): name its dialect with --api")]
+    /// The server answers none of the questions by which a dialect is known.
+    #[error("the server tells neither /info (TGI), /v1/models (OpenAI) nor /v2 (KServe): name its dialect with --api")]
     UnknownApi,
     /// OpenAI requests need a model's name, and the server lists none.
     #[error("the server lists no model at /v1/models: name one with --model")]
@@ -149,7 +150,12 @@ async fn measure(
     watch.see(Sight::Found { api: found.api, model: &found.model });
     let launch_arguments = questions.launch_arguments().await?;
     let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
-    let client = Rc::new(Client::new(target, &plan.target, found.api, &found.model, lengthening));
+    let mut client = Client::new(target, &plan.target, &found, lengthening)?;
+    if let Some(path) = &plan.workload.tokenizer {
+        client = client.counting(Local::load(path)?.into_model());
+    }
+    let ignores_end_of_text = client.ignores_end_of_text();
+    let client = Rc::new(client);
     let (tokenizer, reported) = (plan.workload.tokenizer.as_deref(), row.prompt_tokens_reported);
     let mut counter = Counter::choose(tokenizer, &mut questions, &found, &client, reported).await?;
     let requests = plan.limits.requests;
@@ -180,7 +186,8 @@ async fn measure(
         plan: plan.clone(),
         server: Server {
             api: found.api,
-            ignores_end_of_text: lengthening != Lengthening::None,
+            provider: found.provider,
+            ignores_end_of_text,
             model: found.model,
             info: found.info,
             launch_arguments,
@@ -263,9 +270,9 @@ impl Tester<'_> {
         // Another seed for each run: the prompts of the one before may be in the server's prefix cache.
         let seed = plan.workload.seed.wrapping_add(n as u64);
         self.watch.see(Sight::Begins { case: &case, limits: &plan.limits, n, of });
-        let scraper = match &self.metrics {
-            Ok(Some(page)) => Some(Scraper::start(page)?),
-            _ => None,
+        let (scraper, server) = match &self.metrics {
+            Ok(Some(page)) => Some(Scraper::start(page)?).unzip(),
+            _ => (None, None),
         };
         let began_unix_s = unix_now();
         let job = executor::Job {
@@ -276,9 +283,12 @@ impl Tester<'_> {
             timeout: plan.target.timeout,
             client: Rc::clone(&self.client),
             workload: Rc::new(self.workload.reseeded(seed)),
+            server,
         };
         let mut run = executor::run(job, self.watch, self.control).await?;
+        let counting = self.client.settle(&mut run.rows);
         let mut summary = stats::summarise(plan, &case, &mut run);
+        summary.notes.extend(counting);
         let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
         summary.notes.extend(note.flatten().or_else(|| self.metrics.clone().err()));
         self.is_interrupted = run.interrupted;

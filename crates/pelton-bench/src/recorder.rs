@@ -25,7 +25,9 @@ pub enum CountedBy {
     Server,
     /// One event is one token, as the dialect defines.
     Events,
-    /// The server did not say it: chunks with text were counted instead, so the number may be too small.
+    /// A tokenizer of our own, from the text of the answer: the server did not say it.
+    Tokenizer,
+    /// Nobody said it: chunks with text were counted instead, so the number may be too small.
     Chunks,
 }
 
@@ -39,6 +41,8 @@ pub enum ErrorKind {
     Timeout,
     /// The server answered with this HTTP status.
     Status(u16),
+    /// The server ended a call of gRPC with this status.
+    Grpc(u16),
     /// The connection or the stream ended before the answer was complete.
     Broken,
     /// The stream held an error event.
@@ -55,6 +59,7 @@ impl std::fmt::Display for ErrorKind {
             ErrorKind::Connect => f.write_str("connect"),
             ErrorKind::Timeout => f.write_str("timeout"),
             ErrorKind::Status(status) => write!(f, "status {status}"),
+            ErrorKind::Grpc(status) => write!(f, "grpc status {status}"),
             ErrorKind::Broken => f.write_str("broken stream"),
             ErrorKind::ErrorEvent => f.write_str("error event"),
             ErrorKind::Malformed => f.write_str("malformed"),
@@ -82,7 +87,8 @@ impl TryFrom<String> for ErrorKind {
             ErrorKind::Cut,
         ];
         let status = || text.strip_prefix("status ")?.parse().ok().map(ErrorKind::Status);
-        let kind = plain.into_iter().find(|kind| kind.to_string() == text).or_else(status);
+        let grpc = || text.strip_prefix("grpc status ")?.parse().ok().map(ErrorKind::Grpc);
+        let kind = plain.into_iter().find(|kind| kind.to_string() == text).or_else(status).or_else(grpc);
         kind.ok_or_else(|| format!("{text:?} is no kind of error"))
     }
 }
@@ -218,6 +224,8 @@ mod columns {
 pub struct RowBuilder {
     row: Row,
     start: Instant,
+    /// Sum over the arrivals, as they came.
+    tokens: u64,
     /// The answer's words, if anyone wants them.
     words: Option<Words>,
     /// Where tokens are counted as they arrive, and how many of this request it holds.
@@ -226,9 +234,19 @@ pub struct RowBuilder {
 
 /// The text of an answer. One string and positions in it: a string for each token would take several times the memory.
 #[derive(Clone, Debug, Default)]
-struct Words {
-    text: String,
+pub struct Words {
+    /// All of it, thoughts included.
+    pub text: String,
     pieces: Vec<Piece>,
+    /// For each arrival of the row: how long the text was after it, in bytes.
+    pub ends: Vec<usize>,
+}
+
+impl Words {
+    /// Memory that it takes, roughly.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + size_of_val(&*self.pieces) + size_of_val(&*self.ends)
+    }
 }
 
 /// A part of [`Words::text`]: what one event added.
@@ -267,7 +285,7 @@ impl RowBuilder {
             failure: None,
             part: Part::Measured,
         };
-        Self { row, start, words: None, live: None }
+        Self { row, start, tokens: 0, words: None, live: None }
     }
 
     /// Which request of the run it is.
@@ -296,8 +314,13 @@ impl RowBuilder {
 
     /// Keeps the text of the answer, see [`take_pieces`](Self::take_pieces).
     pub fn keeping_text(mut self) -> Self {
-        self.words = Some(Words::default());
+        self.keep_text();
         self
+    }
+
+    /// The same, of a row that has begun.
+    pub fn keep_text(&mut self) {
+        self.words.get_or_insert_default();
     }
 
     /// Whether readers shall hand over the text of the answer.
@@ -326,10 +349,20 @@ impl RowBuilder {
 
     /// The text of the answer, one entry for each event that had some. Thoughts are no part of it.
     pub fn take_pieces(&mut self) -> Vec<String> {
-        let Words { text, pieces } = self.words.take().unwrap_or_default();
+        let Words { text, pieces, .. } = self.words.take().unwrap_or_default();
         let begins = std::iter::once(0).chain(pieces.iter().map(|piece| piece.end));
         let spans = begins.zip(&pieces).filter(|(_, piece)| !piece.is_thought);
         spans.map(|(begin, piece)| text[begin..piece.end].to_owned()).collect()
+    }
+
+    /// The text so far, if it is kept.
+    pub fn words(&self) -> Option<&Words> {
+        self.words.as_ref()
+    }
+
+    /// The row so far.
+    pub fn row(&self) -> &Row {
+        &self.row
     }
 
     /// A connection was made between `began` and now.
@@ -350,12 +383,17 @@ impl RowBuilder {
             *mine += u64::from(tokens);
             total.set(total.get() + u64::from(tokens));
         }
+        self.tokens += u64::from(tokens);
         match self.row.arrivals.last_mut() {
             Some(last) if last.at_us == at_us => {
                 last.events = last.events.saturating_add(events);
                 last.tokens = last.tokens.saturating_add(tokens);
             }
             _ => self.row.arrivals.push(Arrival { at_us, events, tokens }),
+        }
+        if let Some(words) = &mut self.words {
+            words.ends.resize(self.row.arrivals.len(), 0);
+            words.ends.last_mut().into_iter().for_each(|end| *end = words.text.len());
         }
     }
 
@@ -382,20 +420,22 @@ impl RowBuilder {
 
     /// Settles the number of generated tokens.
     ///
-    /// `Server` counts that differ from what the arrivals hold are spread evenly over the events, in order.
+    /// Counts that differ from what the arrivals hold are spread over them in proportion to it, in order; evenly over the events if they
+    /// hold nothing.
     pub fn count(&mut self, tokens: u32, by: CountedBy) {
         self.row.output_tokens = tokens;
         self.row.counted_by = by;
         let arrivals = &mut self.row.arrivals;
         let held: u64 = arrivals.iter().map(|arrival| u64::from(arrival.tokens)).sum();
-        let events: u64 = arrivals.iter().map(|arrival| u64::from(arrival.events)).sum();
-        if held == u64::from(tokens) || events == 0 {
+        if held == u64::from(tokens) {
             return;
         }
+        let weight = |arrival: &Arrival| u64::from(if held > 0 { arrival.tokens } else { arrival.events });
+        let whole: u64 = arrivals.iter().map(weight).sum();
         let (mut seen, mut given) = (0, 0);
         for arrival in arrivals {
-            seen += u64::from(arrival.events);
-            let due = u64::from(tokens) * seen / events;
+            seen += weight(arrival);
+            let due = u64::from(tokens) * seen / whole.max(1);
             arrival.tokens = (due - given) as u32; // At most `tokens`.
             given = due;
         }
@@ -403,7 +443,7 @@ impl RowBuilder {
 
     /// Tokens seen so far, before they are settled.
     pub fn tokens_so_far(&self) -> u32 {
-        self.row.arrivals.iter().map(|arrival| arrival.tokens).sum()
+        u32::try_from(self.tokens).unwrap_or(u32::MAX)
     }
 
     /// Ends the row; a failure ends it at `now`.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::machine::Machine;
-use crate::plan::{Api, BenchPlan, Case, KeepRows};
+use crate::plan::{Api, BenchPlan, Case, KeepRows, Provider};
 use crate::recorder::Row;
 use crate::scrape::ServerMetrics;
 use crate::search::Search;
@@ -49,9 +49,11 @@ pub struct Results {
 pub struct Server {
     /// The dialect spoken.
     pub api: Api,
+    /// The program that serves, as named or as found by asking; `None` if it cannot be told.
+    pub provider: Option<Provider>,
     /// The model's name in requests; empty for TGI.
     pub model: String,
-    /// `/info`, or else `/v1/models`, as answered.
+    /// `/info`, or else `/v1/models`, as answered; for KServe `server` (`/v2`) and `model` (`/v2/models/M`).
     pub info: Value,
     /// `/v1/launch_arguments` of happy_vllm and servers like it; null elsewhere.
     #[serde(default)]

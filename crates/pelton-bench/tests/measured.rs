@@ -2,7 +2,6 @@
 
 mod mock;
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,16 +16,7 @@ use pelton_bench::{
 
 fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan {
     BenchPlan {
-        target: TargetPlan {
-            url: mock.url(),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
         workload: WorkloadPlan::synthetic(40, output_tokens, 1),
         metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
         load,

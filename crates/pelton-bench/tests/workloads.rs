@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mock::{Act, Mock, Pace, Question, openai_facts, tgi_facts, tgi_stream};
 use pelton_bench::results::{Results, TokenSource};
-use pelton_bench::watch::{Blind, Control};
+use pelton_bench::watch::{Blind, Control, Sight, Watch};
 use pelton_bench::{
     Api, BenchPlan, DatasetPlan, FilesPlan, Goals, Lengths, Limits, Load, MetricsPlan, MetricsSource, PromptMix, Row,
     Scale, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
@@ -18,16 +18,7 @@ use pelton_bench::{
 
 fn plan(mock: &Mock, workload: WorkloadPlan, requests: u64) -> BenchPlan {
     BenchPlan {
-        target: TargetPlan {
-            url: mock.url(),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
         workload,
         metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
         load: Load::users([1]),
@@ -250,7 +241,11 @@ fn source_files_are_cut_to_the_wished_tokens() {
 fn datasets_are_asked_with_their_lengths_or_others() {
     let file = Written::new(
         "dataset.jsonl",
-        "{\"prompt\":\"one two three\",\"max_tokens\":2}\nnonsense\n{\"messages\":[{\"role\":\"user\",\"content\":\"four five six seven\"},{\"role\":\"assistant\",\"content\":\"a b c\"}]}\n{\"text\":\"too short\"}\n",
+        r#"{"prompt":"one two three","max_tokens":2}
+nonsense
+{"messages":[{"role":"user","content":"four five six seven"},{"role":"assistant","content":"a b c"}]}
+{"text":"too short"}
+"#,
     );
     let dataset = DatasetPlan { file: file.0.clone(), min_tokens: Some(4), max_tokens: Some(50) };
     let workload = WorkloadPlan { source: Source::Dataset(dataset), ..WorkloadPlan::default() };
@@ -339,6 +334,18 @@ fn the_tokenizer_of_llama_cpp_is_understood() {
     assert_eq!(results.prompts.counted_by, TokenSource::Server);
 }
 
+/// Counts what is seen of the server.
+#[derive(Default)]
+struct Looker {
+    readings: usize,
+}
+
+impl Watch for Looker {
+    fn see(&mut self, sight: Sight<'_>) {
+        self.readings += usize::from(matches!(sight, Sight::Server(_)));
+    }
+}
+
 #[test]
 fn the_servers_own_metrics_lie_on_the_clock_of_the_rows() {
     let readings = Arc::new(Mutex::new(0));
@@ -357,9 +364,10 @@ fn the_servers_own_metrics_lie_on_the_clock_of_the_rows() {
         }
         tgi_facts(question).unwrap_or_else(|| tgi_stream(question, Pace::ms(50, 0)))
     });
-    let mut plan = plan(&mock, WorkloadPlan::synthetic(20, 1, 1), 6);
+    let mut plan = plan(&mock, WorkloadPlan::synthetic(20, 1, 1), 8);
     plan.metrics = MetricsPlan { source: MetricsSource::Auto, interval: Duration::from_millis(10) };
-    let results = run(&plan);
+    let mut looker = Looker::default();
+    let results = pelton_bench::run(&plan, Vec::new(), &mut looker, &Control::default()).expect("the server answers");
     let run = &results.runs[0];
     let metrics = run.server_metrics.as_ref().expect("there is a page");
     assert_eq!(metrics.url, format!("{}/metrics", mock.url()));
@@ -372,6 +380,8 @@ fn the_servers_own_metrics_lie_on_the_clock_of_the_rows() {
     assert_eq!(before, 2.0, "the first reading finds the page, the second is just before the run");
     assert!(after > before + 5.0);
     assert!(!metrics.before.contains_key("tgi_batch_current_size"), "gauges are in the samples");
+    // The run lasts longer than the time between two looks.
+    assert!(looker.readings > 0 && looker.readings <= metrics.samples.len(), "{}", looker.readings);
     let note = run.summary.notes.iter().find(|note| note.contains("server metrics")).expect("a reading failed");
     assert!(note.contains("1 of ") && note.contains("status 500"), "{note}");
 }
@@ -409,6 +419,7 @@ fn what_cannot_be_meant_is_refused() {
         (WorkloadPlan { prompts: PromptMix::SharedPrefix { tokens: 512, groups: 1 }, ..plain() }, "shorter than"),
         (WorkloadPlan { prompts: PromptMix::HitRate { rate: 1.0, groups: 1 }, ..plain() }, "below 1"),
         (WorkloadPlan { prompts: PromptMix::HitRate { rate: 0.5, groups: 0 }, ..plain() }, "prefix groups"),
+        (WorkloadPlan { think: ThinkTime::Fixed(Duration::from_secs(1)), ..plain() }, "between the messages"),
         (WorkloadPlan { turns: Lengths::from(5000), ..plain() }, "at most 1000"),
         (
             WorkloadPlan { source: trace(), prompts: PromptMix::HitRate { rate: 0.5, groups: 1 }, ..plain() },

@@ -4,7 +4,6 @@
 #[allow(dead_code)]
 mod mock;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
@@ -23,22 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn plan(url: String) -> BenchPlan {
     BenchPlan {
-        target: TargetPlan {
-            url,
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(20),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(url) },
         workload: WorkloadPlan::synthetic(20, 4, 1),
         metrics: MetricsPlan::default(),
         load: users(1),
         limits: Limits { duration: Duration::from_secs(30), requests: MAX_REQUESTS, grace: Duration::from_secs(5) },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
+        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }

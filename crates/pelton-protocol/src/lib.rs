@@ -5,6 +5,7 @@
 //! are best shown with `serde_path_to_error`, which knows the path of the offending field; texts here are written for that.
 #![forbid(unsafe_code)]
 
+pub mod kserve;
 mod object;
 pub mod openai;
 pub mod sse;

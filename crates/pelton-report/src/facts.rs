@@ -21,7 +21,7 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
         TokenSource::Guess => "guessed as one per word: no tokenizer given and none to ask",
     };
     let workload = &plan.workload;
-    let (input, output) = (workload.input(), workload.output());
+    let (input, output) = (workload.told_input(), workload.told_output());
     let length = if server.ignores_end_of_text { "end of text ignored" } else { "may end earlier" };
     let warmup = match plan.warmup {
         Warmup::Time(Duration::ZERO) | Warmup::Requests(0) => "no warm-up".to_owned(),
@@ -34,8 +34,8 @@ pub fn setup(results: &Results) -> Vec<(&'static str, String)> {
     };
     let mut facts = vec![
         ("server", format!("{} ({}, {way}), model {model}", plan.target.url, server.api.name())),
-        ("prompts", format!("{input} tokens, {}, {counted}; seed {}", workload.prompts, workload.seed)),
-        ("answers", format!("{output} tokens, {length}")),
+        ("prompts", format!("{input}, {}, {counted}; seed {}", workload.prompts, workload.seed)),
+        ("answers", format!("{output}, {length}")),
         ("left out", format!("{warmup}, {cooldown}")),
     ];
     facts.extend(results.prompts.notes.iter().map(|note| ("source", note.clone())));

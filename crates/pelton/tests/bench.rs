@@ -41,7 +41,8 @@ impl Server {
             .output()
             .expect("pelton starts");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{stderr}");
+        // 4: the machine was too busy for a trustworthy verdict, which no test here asks for.
+        assert!(matches!(output.status.code(), Some(0 | 4)), "{stderr}");
         let json = std::fs::read(&file).expect("the rows are written");
         (
             String::from_utf8(output.stdout).expect("a report is text"),

@@ -1,7 +1,8 @@
-//! One HTTP/1.1 connection whose reads are timed.
+//! One connection whose reads are timed: HTTP/1.1 or HTTP/2, with or without TLS.
 //!
 //! The connection is driven inside the task that uses it, so a byte passes from the socket to its reader without waiting for the
-//! scheduler, and the time of each read is taken directly after the system call, before anything is parsed.
+//! scheduler, and the time of each read is taken directly after the system call, before anything is decrypted or parsed. HTTP/2 is h2
+//! itself rather than a channel on top of it: channels drive their connection in a task of its own, whose wake-up would be measured.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -13,81 +14,190 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
-/// Longest time to make a connection.
+use super::tls::Tls;
+
+/// Longest time to make a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes that an HTTP/2 server may send before it is told that they were read: more than any answer holds between two looks.
+const HTTP2_WINDOW: u32 = 1 << 20;
+
+/// Why an exchange ended early.
+#[derive(Debug)]
+pub struct Broken {
+    /// In the words of the protocol's library.
+    pub message: String,
+    /// Whether the request never left: another connection may be tried.
+    pub is_unsent: bool,
+}
+
+impl From<hyper::Error> for Broken {
+    fn from(error: hyper::Error) -> Self {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Broken { message: format!("{error}{cause}"), is_unsent: error.is_canceled() }
+    }
+}
+
+impl From<h2::Error> for Broken {
+    fn from(error: h2::Error) -> Self {
+        let is_unsent = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        Broken { message: error.to_string(), is_unsent }
+    }
+}
 
 /// An open connection, idle or with one request under way.
 #[derive(Debug)]
 pub struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once the connection has ended.
-    driver: Option<http1::Connection<TimedIo, Full<Bytes>>>,
+    wire: Wire,
     last_read: Rc<Cell<Instant>>,
 }
 
+/// Drivers are `None` once the connection has ended.
+#[derive(Debug)]
+enum Wire {
+    Http1 { sender: http1::SendRequest<Full<Bytes>>, driver: Option<http1::Connection<TokioIo<Stream>, Full<Bytes>>> },
+    Http2 { sender: h2::client::SendRequest<Bytes>, driver: Option<h2::client::Connection<Stream>> },
+}
+
+/// The rest of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// Of HTTP/1.1.
+    Http1(Incoming),
+    /// Of HTTP/2.
+    Http2(h2::RecvStream),
+}
+
 impl Connection {
-    /// Connects, with small writes sent at once.
-    pub async fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(|_| {
-            io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"))
-        })??;
-        stream.set_nodelay(true)?;
-        let last_read = Rc::new(Cell::new(Instant::now()));
-        let io = TimedIo { inner: TokioIo::new(stream), last_read: Rc::clone(&last_read) };
-        let (sender, driver) = http1::handshake(io).await.map_err(io::Error::other)?;
-        Ok(Self { sender, driver: Some(driver), last_read })
+    /// Connects with HTTP/1.1, or with HTTP/2 without asking whether the server knows it. Small writes are sent at once.
+    pub async fn open(address: SocketAddr, tls: Option<&Tls>, is_http2: bool) -> io::Result<Self> {
+        let opening = async {
+            let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
+            let last_read = Rc::new(Cell::new(Instant::now()));
+            let socket = Timed { socket, last_read: Rc::clone(&last_read) };
+            let stream = match tls {
+                Some(tls) => Stream::Tls(Box::new(tls.connect(socket).await?)),
+                None => Stream::Plain(socket),
+            };
+            let wire = if is_http2 {
+                let mut builder = h2::client::Builder::new();
+                builder
+                    .initial_window_size(HTTP2_WINDOW)
+                    .initial_connection_window_size(HTTP2_WINDOW)
+                    .enable_push(false);
+                let (sender, driver) = builder.handshake(stream).await.map_err(io::Error::other)?;
+                Wire::Http2 { sender, driver: Some(driver) }
+            } else {
+                let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+                Wire::Http1 { sender, driver: Some(driver) }
+            };
+            Ok(Self { wire, last_read })
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, opening)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}")))?
     }
 
     /// Whether another request can be sent. Notices that the server has closed an idle connection.
     pub async fn is_ready(&mut self) -> bool {
-        let Self { sender, driver, .. } = self;
-        // One look at the socket, so that a close that has already arrived is seen.
-        std::future::poll_fn(|cx| {
-            drive(driver, cx);
-            Poll::Ready(())
-        })
-        .await;
-        let ready = driving(driver, sender.ready()).await;
-        ready.is_ok() && self.driver.is_some()
+        match &mut self.wire {
+            Wire::Http1 { sender, driver } => {
+                look(driver).await;
+                driving(driver, sender.ready()).await.is_ok() && driver.is_some()
+            }
+            Wire::Http2 { sender, driver } => {
+                look(driver).await;
+                driving(driver, std::future::poll_fn(|cx| sender.poll_ready(cx))).await.is_ok() && driver.is_some()
+            }
+        }
     }
 
     /// Sends a request and waits for the head of its answer.
-    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<(Response<Incoming>, Instant)> {
-        let answer = self.sender.send_request(request);
-        let response = driving(&mut self.driver, answer).await?;
+    pub async fn send(&mut self, request: Request<Bytes>) -> Result<(Response<Body>, Instant), Broken> {
+        let response = match &mut self.wire {
+            Wire::Http1 { sender, driver } => {
+                driving(driver, sender.send_request(request.map(Full::new))).await?.map(Body::Http1)
+            }
+            Wire::Http2 { sender, driver } => {
+                let answer = async {
+                    std::future::poll_fn(|cx| sender.poll_ready(cx)).await?;
+                    let (head, body) = request.into_parts();
+                    let (answer, mut upload) = sender.send_request(Request::from_parts(head, ()), false)?;
+                    upload.send_data(body, true)?;
+                    answer.await
+                };
+                driving(driver, answer).await?.map(Body::Http2)
+            }
+        };
         Ok((response, self.last_read.get()))
     }
 
     /// The next bytes of an answer, and when they were read from the socket; `None` at its end.
-    pub async fn read(&mut self, body: &mut Incoming) -> Option<hyper::Result<(Bytes, Instant)>> {
-        let Self { driver, last_read, .. } = self;
+    pub async fn read(&mut self, body: &mut Body) -> Option<Result<(Bytes, Instant), Broken>> {
+        let Self { wire, last_read } = self;
         let next = std::future::poll_fn(|cx| {
-            loop {
-                match Pin::new(&mut *body).poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(bytes) => return Poll::Ready(Some(Ok((bytes, last_read.get())))),
-                        Err(_trailers) => continue,
-                    },
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+            let bytes = match body {
+                Body::Http1(body) => loop {
+                    match Pin::new(&mut *body).poll_frame(cx) {
+                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                            Ok(bytes) => break Ok(bytes),
+                            Err(_trailers) => continue,
+                        },
+                        Poll::Ready(Some(Err(error))) => break Err(error.into()),
+                        Poll::Ready(None) => return Poll::Ready(None),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                },
+                Body::Http2(body) => match body.poll_data(cx) {
+                    Poll::Ready(Some(bytes)) => bytes.map_err(Broken::from).and_then(|bytes| {
+                        body.flow_control().release_capacity(bytes.len())?;
+                        Ok(bytes)
+                    }),
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Pending => return Poll::Pending,
-                }
-            }
+                },
+            };
+            Poll::Ready(Some(bytes.map(|bytes| (bytes, last_read.get()))))
         });
-        driving(driver, next).await
+        match wire {
+            Wire::Http1 { driver, .. } => driving(driver, next).await,
+            Wire::Http2 { driver, .. } => driving(driver, next).await,
+        }
+    }
+
+    /// What follows a body that was read to its end, and when it was read. HTTP/1.1 answers have none.
+    pub async fn trailers(&mut self, body: &mut Body) -> Result<(Option<HeaderMap>, Instant), Broken> {
+        let trailers = match (&mut self.wire, body) {
+            (Wire::Http2 { driver, .. }, Body::Http2(body)) => {
+                driving(driver, std::future::poll_fn(|cx| body.poll_trailers(cx))).await?
+            }
+            _ => None,
+        };
+        Ok((trailers, self.last_read.get()))
     }
 }
 
+/// One look at the socket, so that a close that has already arrived is seen.
+async fn look<D: Future + Unpin>(driver: &mut Option<D>) {
+    std::future::poll_fn(|cx| {
+        drive(driver, cx);
+        Poll::Ready(())
+    })
+    .await;
+}
+
 /// Waits for `future` while the connection's own work goes on.
-async fn driving<F: Future>(driver: &mut Option<http1::Connection<TimedIo, Full<Bytes>>>, future: F) -> F::Output {
+async fn driving<D: Future + Unpin, F: Future>(driver: &mut Option<D>, future: F) -> F::Output {
     let mut future = pin!(future);
     std::future::poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -100,7 +210,7 @@ async fn driving<F: Future>(driver: &mut Option<http1::Connection<TimedIo, Full<
     .await
 }
 
-fn drive(driver: &mut Option<http1::Connection<TimedIo, Full<Bytes>>>, cx: &mut Context<'_>) {
+fn drive<D: Future + Unpin>(driver: &mut Option<D>, cx: &mut Context<'_>) {
     if let Some(connection) = driver
         && Pin::new(connection).poll(cx).is_ready()
     {
@@ -108,16 +218,16 @@ fn drive(driver: &mut Option<http1::Connection<TimedIo, Full<Bytes>>>, cx: &mut 
     }
 }
 
-/// Notes when each read from the socket returned.
+/// A socket that notes when each read from it returned.
 #[derive(Debug)]
-struct TimedIo {
-    inner: TokioIo<TcpStream>,
+pub struct Timed {
+    socket: TcpStream,
     last_read: Rc<Cell<Instant>>,
 }
 
-impl Read for TimedIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+impl AsyncRead for Timed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.socket).poll_read(cx, buf);
         if result.is_ready() {
             self.last_read.set(Instant::now());
         }
@@ -125,21 +235,21 @@ impl Read for TimedIo {
     }
 }
 
-impl Write for TimedIo {
+impl AsyncWrite for Timed {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        Pin::new(&mut self.socket).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.socket.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -147,6 +257,63 @@ impl Write for TimedIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+}
+
+/// What HTTP is spoken over.
+#[derive(Debug)]
+enum Stream {
+    Plain(Timed),
+    Tls(Box<TlsStream<Timed>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
 }

@@ -1,117 +1,137 @@
 //! Speaks to the measured server: one request in, one row out. Each dialect has its file; what they share is here.
 
 mod connection;
+mod grpc;
+mod kserve;
 mod openai;
 pub mod probe;
-mod text;
+mod target;
 mod tgi;
+mod tls;
+mod values;
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method};
+use pelton_protocol::kserve::{ModelInferResponse, ModelStreamInferResponse, SERVICE};
 use pelton_protocol::sse;
 use serde_json::{Map, Value};
 
 pub use connection::Connection;
+use connection::{Body, Broken};
 pub use openai::Lengthening;
+pub use target::Target;
 
 use crate::BenchError;
+use crate::answers::Answers;
 use crate::plan::{Api, TargetPlan};
-use crate::recorder::{CountedBy, ErrorKind, Failure, RowBuilder};
+use crate::recorder::{CountedBy, ErrorKind, Failure, Row, RowBuilder};
 use crate::workload::Ask;
+use probe::Found;
+use values::MAX_TOKENS;
 
-/// Longest event and longest answer that is read.
+/// Longest event and longest whole answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Longest stream that is read: more than [`MAX_TOKENS`] events of usual size.
+const MAX_STREAM_BYTES: usize = 1 << 30;
 
 /// How much of a refusal is read.
 const MAX_REFUSAL_BYTES: usize = 64 << 10;
 
-/// The server's address and what every request carries.
+/// A request ready to be sent. Composing is no part of its time.
 #[derive(Clone, Debug)]
-pub struct Target {
-    address: std::net::SocketAddr,
-    /// Path in front of every route, without a slash at its end.
-    prefix: String,
-    headers: HeaderMap,
-}
-
-impl Target {
-    /// Reads the address and resolves its host. Errors if it is not `http://host[:port][/prefix]` or a header is not valid.
-    pub fn resolve(plan: &TargetPlan) -> Result<Self, BenchError> {
-        let bad = |reason: String| BenchError::Plan(format!("url {:?} {reason}", plan.url));
-        let uri: http::Uri = plan.url.parse().map_err(|error| bad(format!("cannot be read: {error}")))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(bad("must begin with http:// (TLS is not supported)".to_owned()));
-        }
-        let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
-            return Err(bad("has no host".to_owned()));
-        };
-        let port = uri.port_u16().unwrap_or(80);
-        let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(&(host.trim_matches(['[', ']']), port))
-            .map_err(|error| bad(format!("names a host that cannot be resolved: {error}")))?;
-        let address = addresses.next().ok_or_else(|| bad("names a host without an address".to_owned()))?;
-
-        let mut headers = HeaderMap::new();
-        let value = |name: &str, text: &str| {
-            HeaderValue::from_str(text)
-                .map_err(|_| BenchError::Plan(format!("header {name:?} has a value that HTTP forbids")))
-        };
-        headers.insert(HOST, value("host", authority.as_str())?);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(key) = &plan.api_key {
-            let mut secret = value("authorization", &format!("Bearer {key}"))?;
-            secret.set_sensitive(true);
-            headers.insert(AUTHORIZATION, secret);
-        }
-        for (name, text) in &plan.headers {
-            let header: HeaderName =
-                name.parse().map_err(|_| BenchError::Plan(format!("{name:?} is not a name of a header")))?;
-            headers.insert(header, value(name, text)?);
-        }
-        Ok(Self { address, prefix: uri.path().trim_end_matches('/').to_owned(), headers })
-    }
-
-    /// Opens a connection to the server.
-    pub async fn connect(&self) -> std::io::Result<Connection> {
-        Connection::open(self.address).await
-    }
-
-    fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        // Prefix and routes are valid paths: the prefix was read from a URI.
-        *request.uri_mut() = format!("{}{path}", self.prefix).parse().unwrap_or_default();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
+pub struct Question {
+    body: Bytes,
+    /// Kept where answers may begin with it.
+    prompt: String,
 }
 
 /// Sends generation requests in one dialect.
 #[derive(Debug)]
 pub struct Client {
     target: Target,
-    api: Api,
     stream: bool,
-    path: &'static str,
-    /// The body without what is set for each request.
-    body: Map<String, Value>,
-    extra_body: Map<String, Value>,
+    path: String,
+    form: Form,
+    /// Where texts go that a tokenizer shall count.
+    answers: Option<Answers>,
+    ignores_end_of_text: bool,
+    accepts_any_certificate: bool,
+}
+
+/// What a body is made of.
+#[derive(Debug)]
+enum Form {
+    /// JSON without what is set for each request, and the members that the user adds.
+    Tgi(Map<String, Value>, Map<String, Value>),
+    Openai(Map<String, Value>, Map<String, Value>),
+    OpenaiChat(Map<String, Value>, Map<String, Value>),
+    Infer(kserve::Composer),
+    Generate(kserve::Composer),
+    Grpc(kserve::Composer, kserve::Model),
 }
 
 impl Client {
-    /// A client of one dialect. `model` is used by the OpenAI dialects only.
-    pub fn new(target: Target, plan: &TargetPlan, api: Api, model: &str, length: Lengthening) -> Self {
-        let (path, body) = match (api, plan.stream) {
-            (Api::Tgi, true) => ("/generate_stream", tgi::body()),
-            (Api::Tgi, false) => ("/generate", tgi::body()),
-            (Api::Openai, stream) => ("/v1/completions", openai::body(model, stream, length)),
-            (Api::OpenaiChat, stream) => ("/v1/chat/completions", openai::body(model, stream, length)),
+    /// A client of the dialect that was found. Errors if the user adds fields that it has no form for.
+    pub fn new(target: Target, plan: &TargetPlan, found: &Found, length: Lengthening) -> Result<Self, BenchError> {
+        let extra = plan.extra_body.clone();
+        let openai = || openai::body(&found.model, plan.stream, length, found.provider);
+        let composer = || kserve::Composer::new(&found.tensors, plan, found.api);
+        let route = |name: &str| format!("{}/{name}", kserve::Model::path(&found.model, plan.model_version.as_deref()));
+        let (path, form) = match (found.api, plan.stream) {
+            (Api::Tgi, true) => ("/generate_stream".to_owned(), Form::Tgi(tgi::body(), extra)),
+            (Api::Tgi, false) => ("/generate".to_owned(), Form::Tgi(tgi::body(), extra)),
+            (Api::Openai, _) => ("/v1/completions".to_owned(), Form::Openai(openai(), extra)),
+            (Api::OpenaiChat, _) => ("/v1/chat/completions".to_owned(), Form::OpenaiChat(openai(), extra)),
+            (Api::KserveInfer, _) => (route("infer"), Form::Infer(composer()?)),
+            (Api::KserveGenerate, true) => (route("generate_stream"), Form::Generate(composer()?)),
+            (Api::KserveGenerate, false) => (route("generate"), Form::Generate(composer()?)),
+            (Api::KserveGrpc, true) => {
+                (format!("{SERVICE}ModelStreamInfer"), Form::Grpc(composer()?, found.tensors.clone()))
+            }
+            (Api::KserveGrpc, false) => {
+                (format!("{SERVICE}ModelInfer"), Form::Grpc(composer()?, found.tensors.clone()))
+            }
         };
-        Self { target, api, stream: plan.stream, path, body, extra_body: plan.extra_body.clone() }
+        let ignores_end_of_text = match &form {
+            Form::Tgi(..) => false,
+            Form::Openai(..) | Form::OpenaiChat(..) => length.ignores_end_of_text(),
+            Form::Infer(composer) | Form::Generate(composer) | Form::Grpc(composer, _) => composer.lengthens,
+        };
+        let accepts_any_certificate = plan.insecure;
+        Ok(Self {
+            target,
+            stream: plan.stream,
+            path,
+            form,
+            answers: None,
+            ignores_end_of_text,
+            accepts_any_certificate,
+        })
+    }
+
+    /// Keeps the text of every answer until [`settle`](Self::settle) counts it.
+    pub fn counting(mut self, tokenizer: pelton_text::TextModel) -> Self {
+        self.answers = Some(Answers::new(tokenizer));
+        self
+    }
+
+    /// Counts, after a run, the tokens of answers that the server did not count, if there is a tokenizer. Returns what the reader should
+    /// know of it, and of the connection.
+    pub fn settle(&self, rows: &mut [Row]) -> Vec<String> {
+        let mut notes = self.answers.as_ref().map(|answers| answers.settle(rows)).unwrap_or_default();
+        if self.accepts_any_certificate {
+            notes.push("any certificate was accepted (--insecure): who answered is unchecked".to_owned());
+        }
+        notes
+    }
+
+    /// Whether the server is asked to go on after the end of text.
+    pub fn ignores_end_of_text(&self) -> bool {
+        self.ignores_end_of_text
     }
 
     /// Where it sends to.
@@ -119,18 +139,25 @@ impl Client {
         &self.target
     }
 
-    /// The bytes of a request. A dialect without messages gets their contents as paragraphs; one with them gets a text as one message of
-    /// the user.
-    pub fn body(&self, ask: &Ask) -> Bytes {
-        let mut body = self.body.clone();
-        match self.api {
-            Api::Tgi => tgi::set(&mut body, ask),
-            Api::Openai => openai::set_prompt(&mut body, ask),
-            Api::OpenaiChat => openai::set_messages(&mut body, ask),
-        }
-        // What the user adds has the last word.
-        merge(&mut body, &self.extra_body);
-        Bytes::from(Value::Object(body).to_string())
+    /// A request. A dialect without messages gets their contents as paragraphs; one with them gets a text as one message of the user.
+    pub fn body(&self, ask: &Ask) -> Question {
+        let json = |body: &Map<String, Value>, extra, set: fn(&mut Map<String, Value>, &Ask)| {
+            let mut body = body.clone();
+            set(&mut body, ask);
+            // What the user adds has the last word.
+            merge(&mut body, extra);
+            Bytes::from(Value::Object(body).to_string())
+        };
+        let body = match &self.form {
+            Form::Tgi(body, extra) => json(body, extra, tgi::set),
+            Form::Openai(body, extra) => json(body, extra, openai::set_prompt),
+            Form::OpenaiChat(body, extra) => json(body, extra, openai::set_messages),
+            Form::Infer(composer) => Bytes::from(composer.infer(ask).to_string()),
+            Form::Generate(composer) => Bytes::from(composer.flat(ask).to_string()),
+            Form::Grpc(composer, model) => grpc::frame(&grpc::request(model, composer.question(ask))),
+        };
+        let echoes = matches!(self.form, Form::Infer(_) | Form::Generate(_) | Form::Grpc(..)) && !self.stream;
+        Question { body, prompt: if echoes { ask.prompt.as_text().into_owned() } else { String::new() } }
     }
 
     /// One request and its whole answer. `connection` is made if it is absent or closed, and stays if it can be used again.
@@ -139,7 +166,21 @@ impl Client {
     pub async fn exchange(
         &self,
         slot: &mut Option<Connection>,
-        body: Bytes,
+        question: Question,
+        row: &mut RowBuilder,
+    ) -> Result<(), Failure> {
+        if self.answers.is_some() {
+            row.keep_text();
+        }
+        let result = self.ask(slot, question, row).await;
+        self.answers.iter().for_each(|answers| answers.keep(row));
+        result
+    }
+
+    async fn ask(
+        &self,
+        slot: &mut Option<Connection>,
+        question: Question,
         row: &mut RowBuilder,
     ) -> Result<(), Failure> {
         let mut reused = match slot.take() {
@@ -156,25 +197,43 @@ impl Client {
                     (opened.map_err(|error| Failure::new(ErrorKind::Connect, error))?, false)
                 }
             };
-            match connection.send(self.target.request(Method::POST, self.path, body.clone())).await {
+            match connection.send(self.target.request(Method::POST, &self.path, question.body.clone())).await {
                 Ok((response, at)) => break (connection, response, at),
                 // The server closed an idle connection before the request left: nothing has been asked yet.
-                Err(error) if is_reused && error.is_canceled() => continue,
-                Err(error) => return Err(broken(&error)),
+                Err(error) if is_reused && error.is_unsent => continue,
+                Err(error) => return Err(error.into()),
             }
         };
         let status = response.status();
         row.head(at, status.as_u16());
+        let (head, mut body) = response.into_parts();
         if !status.is_success() {
             let mut text = Vec::new();
-            let _ = read_body(&mut connection, response.into_body(), MAX_REFUSAL_BYTES, &mut text).await;
+            let _ = read_body(&mut connection, &mut body, MAX_REFUSAL_BYTES, &mut text).await;
             return Err(Failure::new(ErrorKind::Status(status.as_u16()), message_of(&text)));
         }
-        let (head, body) = response.into_parts();
-        if self.stream {
-            self.read_stream(&mut connection, body, row).await?;
-        } else {
-            self.read_whole(&mut connection, &head.headers, body, row).await?;
+        let expected = match (&self.form, self.stream) {
+            (Form::Grpc(..), _) => "application/grpc",
+            (_, true) => "text/event-stream",
+            (_, false) => "application/json",
+        };
+        if let Some(given) = other_content_type(&head.headers, expected) {
+            let mut text = Vec::new();
+            let _ = read_body(&mut connection, &mut body, MAX_REFUSAL_BYTES, &mut text).await;
+            let words = message_of(&text);
+            return Err(Failure::new(
+                ErrorKind::Malformed,
+                format!("content type is {given}, not {expected}: {words}"),
+            ));
+        }
+        tgi::server_times(&head.headers).into_iter().for_each(|times| row.server_times(times));
+        match (&self.form, self.stream) {
+            (Form::Grpc(composer, _), _) => {
+                let prompt = &question.prompt;
+                self.read_messages(&mut connection, &head.headers, &mut body, composer, prompt, row).await?;
+            }
+            (_, true) => self.read_stream(&mut connection, &mut body, row).await?,
+            (_, false) => self.read_whole(&mut connection, &head.headers, &mut body, &question.prompt, row).await?,
         }
         *slot = Some(connection);
         Ok(())
@@ -183,16 +242,18 @@ impl Client {
     async fn read_stream(
         &self,
         connection: &mut Connection,
-        body: Incoming,
+        body: &mut Body,
         row: &mut RowBuilder,
     ) -> Result<(), Failure> {
-        let mut decoder = sse::Decoder::new(MAX_ANSWER_BYTES);
-        let mut reader = match self.api {
-            Api::Tgi => StreamReader::Tgi(tgi::StreamReader::default()),
-            Api::Openai | Api::OpenaiChat => StreamReader::Openai(openai::StreamReader::default()),
+        let mut reader = match &self.form {
+            Form::Tgi(..) => StreamReader::Tgi(tgi::StreamReader::default()),
+            Form::Openai(..) | Form::OpenaiChat(..) => StreamReader::Openai(openai::StreamReader::default()),
+            // Whole answers and messages have readers of their own.
+            Form::Infer(composer) | Form::Generate(composer) | Form::Grpc(composer, _) => {
+                StreamReader::Kserve(kserve::StreamReader::default(), &composer.text)
+            }
         };
-        let mut events = Vec::new();
-        let result = pump(connection, body, &mut decoder, &mut events, &mut reader, row).await;
+        let result = pump(connection, body, &mut reader, row).await;
         let complete = reader.end(row);
         result?;
         if !complete {
@@ -205,38 +266,101 @@ impl Client {
         &self,
         connection: &mut Connection,
         headers: &HeaderMap,
-        body: Incoming,
+        body: &mut Body,
+        prompt: &str,
         row: &mut RowBuilder,
     ) -> Result<(), Failure> {
         let mut bytes = Vec::new();
         let at = read_body(connection, body, MAX_ANSWER_BYTES, &mut bytes).await?;
-        let number = |name: &str| headers.get(name)?.to_str().ok()?.parse::<u32>().ok();
+        let number = |name: &str| headers.get(name)?.to_str().ok()?.parse().ok().filter(|&n: &u32| n <= MAX_TOKENS);
         number("x-prompt-tokens").into_iter().for_each(|n| row.prompt_tokens(n));
-        let counted = match self.api {
-            Api::Tgi => tgi::whole(&bytes, row)?,
-            Api::Openai | Api::OpenaiChat => openai::whole(&bytes, row)?,
+        let text = || std::str::from_utf8(&bytes).map_err(|error| malformed(error, &String::from_utf8_lossy(&bytes)));
+        let counted = match &self.form {
+            Form::Tgi(..) => tgi::whole(&bytes, row)?,
+            Form::Openai(..) | Form::OpenaiChat(..) => openai::whole(&bytes, row)?,
+            Form::Infer(composer) | Form::Grpc(composer, _) => kserve::inferred(text()?, &composer.text, prompt, row)?,
+            Form::Generate(composer) => kserve::generated(text()?, &composer.text, prompt, row)?,
         };
         if let Some(at) = at {
-            row.touch(at);
-            if let Some(tokens) = counted.or_else(|| number("x-generated-tokens")) {
-                row.arrived(at, 1, tokens);
-                row.count(tokens, CountedBy::Server);
-            }
+            arrived_whole(at, counted.or_else(|| number("x-generated-tokens")), row);
         }
+        Ok(())
+    }
+
+    /// The messages of a call of gRPC, and the status that ends it.
+    async fn read_messages(
+        &self,
+        connection: &mut Connection,
+        head: &HeaderMap,
+        body: &mut Body,
+        composer: &kserve::Composer,
+        prompt: &str,
+        row: &mut RowBuilder,
+    ) -> Result<(), Failure> {
+        let mut frames = grpc::Frames::new(MAX_ANSWER_BYTES);
+        let mut reader = kserve::StreamReader::default();
+        let mut length = 0;
+        let mut answered = None;
+        let reading = async {
+            while let Some(read) = connection.read(body).await {
+                let (bytes, at) = read?;
+                length += bytes.len();
+                frames.push(&bytes);
+                if self.stream {
+                    while let Some(message) = frames.next::<ModelStreamInferResponse>()? {
+                        if !message.error_message.is_empty() {
+                            return Err(Failure::new(ErrorKind::ErrorEvent, message.error_message));
+                        }
+                        let response = message.infer_response.unwrap_or_default();
+                        reader.response(grpc::said(response, &composer.text)?, at, row)?;
+                    }
+                } else if let Some(message) = frames.next::<ModelInferResponse>()? {
+                    let counted = kserve::whole(grpc::said(message, &composer.text)?, prompt, row)?;
+                    answered = Some((at, counted));
+                }
+                bound(length, row)?;
+            }
+            let (trailers, at) = connection.trailers(body).await?;
+            Ok((trailers, at))
+        };
+        let ended: Result<(Option<HeaderMap>, Instant), Failure> = reading.await;
+        let mut complete = true;
+        if self.stream {
+            complete = reader.end(row);
+        } else if let Some((at, counted)) = answered {
+            arrived_whole(at, counted, row);
+        }
+        let (trailers, at) = ended?;
+        // An error without an answer has its status in the head.
+        let status = trailers.as_ref().and_then(grpc::status).or_else(|| grpc::status(head));
+        status.unwrap_or_else(|| Err(Failure::new(ErrorKind::Broken, "stream ended without a status")))?;
+        if frames.is_mid_message() || !complete || (!self.stream && answered.is_none()) {
+            return Err(Failure::new(ErrorKind::Broken, "stream ended before its message"));
+        }
+        row.touch(at);
         Ok(())
     }
 }
 
-enum StreamReader {
-    Tgi(tgi::StreamReader),
-    Openai(openai::StreamReader),
+/// An answer that came at once.
+fn arrived_whole(at: Instant, counted: Option<u32>, row: &mut RowBuilder) {
+    row.touch(at);
+    row.arrived(at, 1, counted.unwrap_or(1));
+    row.count(counted.unwrap_or(1), if counted.is_some() { CountedBy::Server } else { CountedBy::Chunks });
 }
 
-impl StreamReader {
+enum StreamReader<'a> {
+    Tgi(tgi::StreamReader),
+    Openai(openai::StreamReader),
+    Kserve(kserve::StreamReader, &'a str),
+}
+
+impl StreamReader<'_> {
     fn event(&mut self, data: &str, at: Instant, row: &mut RowBuilder) -> Result<(), Failure> {
         match self {
             StreamReader::Tgi(reader) => reader.event(data, at, row),
             StreamReader::Openai(reader) => reader.event(data, at, row),
+            StreamReader::Kserve(reader, text) => reader.event(data, text, at, row),
         }
     }
 
@@ -244,6 +368,7 @@ impl StreamReader {
         match self {
             StreamReader::Tgi(reader) => reader.end(row),
             StreamReader::Openai(reader) => reader.end(row),
+            StreamReader::Kserve(reader, _) => reader.end(row),
         }
     }
 }
@@ -251,19 +376,34 @@ impl StreamReader {
 /// From socket to rows, until the body ends.
 async fn pump(
     connection: &mut Connection,
-    mut body: Incoming,
-    decoder: &mut sse::Decoder,
-    events: &mut Vec<String>,
-    reader: &mut StreamReader,
+    body: &mut Body,
+    reader: &mut StreamReader<'_>,
     row: &mut RowBuilder,
 ) -> Result<(), Failure> {
-    while let Some(read) = connection.read(&mut body).await {
-        let (bytes, at) = read.map_err(|error| broken(&error))?;
-        let decoded = decoder.push(&bytes, events);
+    let mut decoder = sse::Decoder::new(MAX_ANSWER_BYTES);
+    let mut events = Vec::new();
+    let mut length = 0;
+    while let Some(read) = connection.read(body).await {
+        let (bytes, at) = read?;
+        length += bytes.len();
+        let decoded = decoder.push(&bytes, &mut events);
         for data in events.drain(..) {
             reader.event(&data, at, row)?;
         }
         decoded.map_err(|error| Failure::new(ErrorKind::Malformed, error))?;
+        bound(length, row)?;
+    }
+    Ok(())
+}
+
+/// Refuses streams that do not end.
+fn bound(length: usize, row: &RowBuilder) -> Result<(), Failure> {
+    let endless = |what: String| Err(Failure::new(ErrorKind::Malformed, format!("stream goes on after {what}")));
+    if row.tokens_so_far() > MAX_TOKENS {
+        return endless(format!("{MAX_TOKENS} tokens"));
+    }
+    if length > MAX_STREAM_BYTES {
+        return endless(format!("{MAX_STREAM_BYTES} bytes"));
     }
     Ok(())
 }
@@ -271,13 +411,13 @@ async fn pump(
 /// Reads a body of at most `limit` bytes. Returns when its last bytes arrived; `None` if it is empty.
 async fn read_body(
     connection: &mut Connection,
-    mut body: Incoming,
+    body: &mut Body,
     limit: usize,
     out: &mut Vec<u8>,
 ) -> Result<Option<Instant>, Failure> {
     let mut last = None;
-    while let Some(read) = connection.read(&mut body).await {
-        let (bytes, at) = read.map_err(|error| broken(&error))?;
+    while let Some(read) = connection.read(body).await {
+        let (bytes, at) = read?;
         if out.len() + bytes.len() > limit {
             return Err(Failure::new(ErrorKind::Malformed, format!("answer is longer than {limit} bytes")));
         }
@@ -287,9 +427,23 @@ async fn read_body(
     Ok(last)
 }
 
-fn broken(error: &hyper::Error) -> Failure {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    Failure::new(ErrorKind::Broken, format!("{error}{cause}"))
+/// The content type, if it shows that the answer is of another kind. Servers are lax about it, so only what is surely wrong counts: a page,
+/// or an answer that is not streamed in place of a stream, or the other way round.
+fn other_content_type<'a>(headers: &'a HeaderMap, expected: &str) -> Option<&'a str> {
+    let given = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let kind = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let wrong = match kind.as_str() {
+        kind if kind == expected => false,
+        "text/html" | "text/event-stream" | "application/json" => true,
+        kind => expected == "application/grpc" && !kind.starts_with("application/grpc"),
+    };
+    wrong.then_some(given)
+}
+
+impl From<Broken> for Failure {
+    fn from(error: Broken) -> Self {
+        Failure::new(ErrorKind::Broken, error.message)
+    }
 }
 
 fn malformed(error: impl std::fmt::Display, data: &str) -> Failure {

@@ -7,37 +7,76 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use super::text::Text;
+use super::values::{Length, Text, TokenCount};
 use super::{malformed, server_error};
-use crate::recorder::{CountedBy, Failure, RowBuilder};
+use crate::plan::Provider;
+use crate::recorder::{CountedBy, Failure, RowBuilder, ServerTimes};
 use crate::workload::{Ask, Prompt};
 
-/// How an answer of exactly the wished length is asked for.
+/// How an answer of exactly the wished length is asked for, and what else goes beyond the dialect's beginnings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lengthening {
     /// `ignore_eos` and `min_tokens`: extensions of vLLM that many servers share.
     IgnoreEosMinTokens,
     /// `ignore_eos` alone.
     IgnoreEos,
-    /// Nothing: the server knows neither.
+    /// `ignore_eos` and `n_predict`, the length under the name that llama.cpp's server had first.
+    IgnoreEosNPredict,
+    /// `ban_eos_token` of text-generation-webui.
+    BanEos,
+    /// Nothing: the server knows none of these.
     None,
+    /// Not even `stream_options`, which older servers refuse: such a server may not count tokens.
+    Bare,
+}
+
+impl Lengthening {
+    /// Whether answers go on after the end of text.
+    pub fn ignores_end_of_text(self) -> bool {
+        !matches!(self, Lengthening::None | Lengthening::Bare)
+    }
+
+    /// What a server may know, best first. One that refuses a form is asked in the next.
+    pub fn trials(provider: Option<Provider>) -> &'static [Lengthening] {
+        use Lengthening::*;
+        match provider {
+            Some(Provider::Openai) => &[None, Bare],
+            Some(Provider::LlamaCpp) => &[IgnoreEosNPredict, None, Bare],
+            Some(Provider::TextGenerationWebui) => &[BanEos, None, Bare],
+            _ => &[IgnoreEosMinTokens, IgnoreEos, None, Bare],
+        }
+    }
 }
 
 /// The request body without prompt and length.
-pub fn body(model: &str, stream: bool, lengthening: Lengthening) -> Map<String, Value> {
+pub fn body(model: &str, stream: bool, lengthening: Lengthening, provider: Option<Provider>) -> Map<String, Value> {
     let mut body = Map::new();
     body.insert("model".to_owned(), json!(model));
     body.insert("max_tokens".to_owned(), Value::Null);
     body.insert("temperature".to_owned(), json!(0.0));
-    if lengthening != Lengthening::None {
-        body.insert("ignore_eos".to_owned(), json!(true));
-    }
-    if lengthening == Lengthening::IgnoreEosMinTokens {
-        body.insert("min_tokens".to_owned(), Value::Null);
+    match lengthening {
+        Lengthening::IgnoreEosMinTokens => {
+            body.insert("ignore_eos".to_owned(), json!(true));
+            body.insert("min_tokens".to_owned(), Value::Null);
+        }
+        Lengthening::IgnoreEos => drop(body.insert("ignore_eos".to_owned(), json!(true))),
+        Lengthening::IgnoreEosNPredict => {
+            body.insert("ignore_eos".to_owned(), json!(true));
+            body.insert("n_predict".to_owned(), Value::Null);
+        }
+        Lengthening::BanEos => drop(body.insert("ban_eos_token".to_owned(), json!(true))),
+        Lengthening::None | Lengthening::Bare => {}
     }
     if stream {
         body.insert("stream".to_owned(), json!(true));
-        body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
+    }
+    if stream && lengthening != Lengthening::Bare {
+        let mut options = json!({ "include_usage": true });
+        // These tell in each chunk how many tokens there are so far, so that a chunk of several is seen as that.
+        if matches!(provider, Some(Provider::Vllm | Provider::Pelton)) && lengthening.ignores_end_of_text() {
+            options["continuous_usage_stats"] = json!(true);
+        }
+        body.insert("stream_options".to_owned(), options);
     }
     body
 }
@@ -60,8 +99,8 @@ pub fn set_messages(body: &mut Map<String, Value>, ask: &Ask) {
 
 fn set_length(body: &mut Map<String, Value>, ask: &Ask) {
     body.insert("max_tokens".to_owned(), json!(ask.output_tokens));
-    if let Some(least) = body.get_mut("min_tokens") {
-        *least = json!(ask.output_tokens);
+    for name in ["min_tokens", "n_predict"] {
+        body.get_mut(name).into_iter().for_each(|value| *value = json!(ask.output_tokens));
     }
 }
 
@@ -74,6 +113,92 @@ struct Chunk<'a> {
     usage: Option<Usage>,
     #[serde(default)]
     error: Option<Value>,
+    /// llama.cpp's server, in its last chunk, or in each if asked.
+    #[serde(default)]
+    timings: Option<Timings>,
+    /// `error` in chunks that are one, with `message` beside it.
+    #[serde(default, borrow)]
+    object: Text<'a>,
+    #[serde(default, borrow)]
+    message: Text<'a>,
+    /// Usage in the place where Groq has it.
+    #[serde(default)]
+    x_groq: Option<HasUsage>,
+    /// Chunks in llama.cpp's own form, which its older servers give on OpenAI's routes too.
+    #[serde(default, borrow)]
+    content: Text<'a>,
+    #[serde(default)]
+    tokens: Length,
+    #[serde(default)]
+    stop: Option<bool>,
+    #[serde(default)]
+    tokens_predicted: Option<TokenCount>,
+    #[serde(default)]
+    tokens_evaluated: Option<TokenCount>,
+}
+
+#[derive(Deserialize)]
+struct HasUsage {
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Timings {
+    #[serde(default)]
+    prompt_ms: Option<f64>,
+    #[serde(default)]
+    predicted_ms: Option<f64>,
+    #[serde(default)]
+    predicted_per_token_ms: Option<f64>,
+    #[serde(default)]
+    predicted_n: Option<TokenCount>,
+}
+
+impl Timings {
+    fn server_times(&self) -> ServerTimes {
+        let inference = self.prompt_ms.zip(self.predicted_ms).map(|(prompt, generation)| prompt + generation);
+        ServerTimes { inference, per_token: self.predicted_per_token_ms, ..ServerTimes::default() }
+    }
+}
+
+impl Chunk<'_> {
+    /// Errs if the chunk is an error, in whatever form.
+    fn check(&self) -> Result<(), Failure> {
+        match &self.error {
+            Some(error) => Err(server_error(error)),
+            None if self.object.as_str() == "error" => Err(server_error(&json!(self.message.as_str()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Wherever it stands; the last one that says something, where there are several.
+    fn usage(&self) -> Option<Usage> {
+        let in_choice = || self.choices.as_ref()?.iter().find_map(|choice| choice.usage);
+        self.usage.or_else(in_choice).or_else(|| self.x_groq.as_ref()?.usage)
+    }
+
+    /// Tokens generated so far, as the chunk says.
+    fn counted(&self) -> Option<u32> {
+        let in_timings = || self.timings.as_ref()?.predicted_n;
+        let counted = self.usage().and_then(|usage| usage.completion_tokens).or(self.tokens_predicted);
+        // Servers that do not count may say so with a zero.
+        counted.or_else(in_timings).map(|count| count.0).filter(|&count| count > 0)
+    }
+
+    /// Notes what the chunk says beside its text. True if it says that the answer has ended.
+    fn facts(&self, row: &mut RowBuilder) -> bool {
+        let prompt = self.usage().and_then(|usage| usage.prompt_tokens).or(self.tokens_evaluated);
+        prompt.filter(|count| count.0 > 0).into_iter().for_each(|count| row.prompt_tokens(count.0));
+        self.timings.iter().for_each(|timings| row.server_times(timings.server_times()));
+        let choices = self.choices.as_deref().unwrap_or_default();
+        let reason = choices.iter().find_map(|choice| choice.finish_reason.as_deref());
+        if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
+            row.finish_reason(reason);
+            return true;
+        }
+        self.stop == Some(true)
+    }
 }
 
 #[derive(Deserialize)]
@@ -87,6 +212,23 @@ struct Choice<'a> {
     message: Option<Delta<'a>>,
     #[serde(default, borrow)]
     finish_reason: Option<Cow<'a, str>>,
+    /// Usage in the place where Moonshot has it.
+    #[serde(default)]
+    usage: Option<Usage>,
+    /// vLLM's `return_token_ids`.
+    #[serde(default)]
+    token_ids: Length,
+    #[serde(default)]
+    logprobs: Option<Logprobs>,
+}
+
+/// One entry for each token of the chunk: `tokens` of completions, `content` of chats.
+#[derive(Deserialize)]
+struct Logprobs {
+    #[serde(default)]
+    tokens: Length,
+    #[serde(default)]
+    content: Length,
 }
 
 /// Anything that a user could see, thinking and tool calls included, counts as text.
@@ -105,9 +247,9 @@ struct Delta<'a> {
 #[derive(Clone, Copy, Deserialize)]
 struct Usage {
     #[serde(default)]
-    prompt_tokens: Option<u32>,
+    prompt_tokens: Option<TokenCount>,
     #[serde(default)]
-    completion_tokens: Option<u32>,
+    completion_tokens: Option<TokenCount>,
 }
 
 impl<'a> Choice<'a> {
@@ -123,6 +265,12 @@ impl<'a> Choice<'a> {
                 || delta.tool_calls.is_some()
         });
         !self.text.is_empty() || in_delta
+    }
+
+    /// Tokens of the chunk, where it lists them.
+    fn listed_tokens(&self) -> u32 {
+        let logprobs = self.logprobs.as_ref().map_or(0, |logprobs| logprobs.tokens.0.max(logprobs.content.0));
+        self.token_ids.0.max(logprobs)
     }
 
     fn hand_over(&self, row: &mut RowBuilder) {
@@ -159,34 +307,31 @@ impl StreamReader {
             return Ok(());
         }
         let chunk: Chunk<'_> = serde_json::from_str(data).map_err(|error| malformed(error, data))?;
-        if let Some(error) = chunk.error {
-            return Err(server_error(&error));
-        }
+        chunk.check()?;
         row.touch(at);
+        self.finished |= chunk.facts(row);
+        let total = chunk.counted();
+        self.counted = total.or(self.counted);
         let choices = chunk.choices.as_deref().unwrap_or_default();
-        let with_text = choices.iter().filter(|choice| choice.has_text()).count() as u32;
-        if let Some(reason) = choices.iter().find_map(|choice| choice.finish_reason.as_deref())
-            && !reason.is_empty()
-        {
-            row.finish_reason(reason);
-            self.finished = true;
-        }
-        let usage = chunk.usage.filter(|usage| usage.completion_tokens.is_some());
-        chunk.usage.and_then(|usage| usage.prompt_tokens).into_iter().for_each(|n| row.prompt_tokens(n));
-        self.counted = usage.and_then(|usage| usage.completion_tokens).or(self.counted);
-        if with_text > 0 {
-            // A count in each chunk says how many tokens it completed; otherwise one per chunk is assumed until the end.
-            let total = usage.and_then(|usage| usage.completion_tokens);
-            self.uncounted |= total.is_none();
+        let with_text =
+            choices.iter().filter(|choice| choice.has_text()).count() + usize::from(!chunk.content.is_empty());
+        let listed = choices.iter().map(Choice::listed_tokens).sum::<u32>() + chunk.tokens.0;
+        if with_text > 0 || listed > 0 {
+            let events = with_text.max(1) as u32;
+            // Tokens that are listed are exact. A count in each chunk says how many it completed; otherwise one per chunk is assumed until
+            // the end.
+            self.uncounted |= listed == 0 && total.is_none();
             let tokens = match total {
+                _ if listed > 0 => listed,
                 Some(total) if !self.uncounted && total > self.placed => total - self.placed,
-                _ => with_text,
+                _ => events,
             };
-            self.placed += tokens;
+            self.placed = self.placed.saturating_add(tokens);
             if row.wants_text() {
                 choices.iter().for_each(|choice| choice.hand_over(row));
+                row.piece(chunk.content.as_str());
             }
-            row.arrived(at, with_text, tokens);
+            row.arrived(at, events, tokens);
         }
         Ok(())
     }
@@ -195,6 +340,7 @@ impl StreamReader {
     pub fn end(&mut self, row: &mut RowBuilder) -> bool {
         match self.counted {
             Some(tokens) => row.count(tokens, CountedBy::Server),
+            None if self.placed > 0 && !self.uncounted => row.count(self.placed, CountedBy::Server),
             None => row.count(row.tokens_so_far(), CountedBy::Chunks),
         }
         self.done || self.finished
@@ -205,17 +351,16 @@ impl StreamReader {
 pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> {
     let text = || String::from_utf8_lossy(body);
     let whole: Chunk<'_> = serde_json::from_slice(body).map_err(|error| malformed(error, &text()))?;
-    if let Some(error) = whole.error {
-        return Err(server_error(&error));
-    }
-    let Some(choice) = whole.choices.as_deref().and_then(|choices| choices.first()) else {
+    whole.check()?;
+    let choice = whole.choices.as_deref().and_then(|choices| choices.first());
+    let is_native = whole.stop.is_some();
+    if choice.is_none() && !is_native {
         return Err(malformed("answer has no choices", &text()));
-    };
-    choice.hand_over(row);
-    choice.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
-    let usage = whole.usage;
-    usage.and_then(|usage| usage.prompt_tokens).into_iter().for_each(|n| row.prompt_tokens(n));
-    Ok(usage.and_then(|usage| usage.completion_tokens))
+    }
+    whole.facts(row);
+    row.piece(whole.content.as_str());
+    choice.into_iter().for_each(|choice| choice.hand_over(row));
+    Ok(whole.counted())
 }
 
 #[cfg(test)]

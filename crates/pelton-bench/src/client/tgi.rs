@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
+use http::HeaderMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use super::text::Text;
+use super::values::{Text, TokenCount};
 use super::{malformed, server_error};
-use crate::recorder::{CountedBy, Failure, RowBuilder};
+use crate::recorder::{CountedBy, Failure, RowBuilder, ServerTimes};
 use crate::workload::Ask;
 
 /// The request body without prompt and length.
@@ -54,9 +55,9 @@ struct Details<'a> {
     #[serde(default, borrow)]
     finish_reason: Option<Cow<'a, str>>,
     #[serde(default)]
-    generated_tokens: Option<u32>,
+    generated_tokens: Option<TokenCount>,
     #[serde(default)]
-    input_length: Option<u32>,
+    input_length: Option<TokenCount>,
 }
 
 /// Reads one streamed answer.
@@ -81,8 +82,8 @@ impl StreamReader {
             row.arrived(at, 1, 1);
         }
         if let Some(details) = event.details {
-            self.counted = details.generated_tokens;
-            details.input_length.into_iter().for_each(|n| row.prompt_tokens(n));
+            self.counted = details.generated_tokens.map(|count| count.0);
+            details.input_length.into_iter().for_each(|count| row.prompt_tokens(count.0));
             details.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
         }
         self.ended |= event.generated_text.is_some();
@@ -107,6 +108,19 @@ struct Whole<'a> {
     details: Option<Details<'a>>,
 }
 
+/// What the server's headers say of its time: whole milliseconds in each of them. Streamed answers have none.
+pub fn server_times(headers: &HeaderMap) -> Option<ServerTimes> {
+    let ms = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok().filter(|ms| ms.is_finite());
+    let times = ServerTimes {
+        total: ms("x-total-time"),
+        validation: ms("x-validation-time"),
+        queue: ms("x-queue-time"),
+        inference: ms("x-inference-time"),
+        per_token: ms("x-time-per-token"),
+    };
+    (times != ServerTimes::default()).then_some(times)
+}
+
 /// Reads an answer that is not streamed. Returns its number of generated tokens, if the server says it.
 pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> {
     let whole: Whole<'_> =
@@ -114,5 +128,5 @@ pub fn whole(body: &[u8], row: &mut RowBuilder) -> Result<Option<u32>, Failure> 
     row.piece(whole.generated_text.as_str());
     let Some(details) = whole.details else { return Ok(None) };
     details.finish_reason.iter().for_each(|reason| row.finish_reason(reason));
-    Ok(details.generated_tokens)
+    Ok(details.generated_tokens.map(|count| count.0))
 }

@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::machine::CpuTime;
 use crate::plan::{Case, Limits, Shard, Waves};
 use crate::recorder::Row;
+use crate::scrape::Fresh;
 use crate::watch::{Control, Moment, Sight, Watch};
 use crate::workload::Workload;
 
@@ -43,7 +44,7 @@ pub struct Run {
 }
 
 /// What one case needs.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Job {
     /// The load.
     pub case: Case,
@@ -59,6 +60,8 @@ pub struct Job {
     pub client: Rc<Client>,
     /// What is sent.
     pub workload: Rc<Workload>,
+    /// What the server tells of itself meanwhile, if it does.
+    pub server: Option<Fresh>,
 }
 
 /// Where a run is; only ever moves forward.
@@ -136,6 +139,10 @@ impl Shared {
             let rows = self.rows.borrow();
             watch.see(Sight::Moment(&moment, &rows[seen..]));
             seen = rows.len();
+            let server = self.job.server.iter();
+            server.flat_map(|fresh| std::iter::from_fn(|| fresh.next(self.began))).for_each(|sample| {
+                watch.see(Sight::Server(&sample));
+            });
         }
     }
 }

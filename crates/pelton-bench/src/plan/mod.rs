@@ -18,7 +18,7 @@ pub use lengths::{Lengths, MAX_TOKENS, Shape};
 pub use load::{Case, Load, OpenBounds, Stage, Starts, Users, Waves};
 pub use metrics::{MIN_METRICS_INTERVAL, MetricsPlan, MetricsSource};
 pub use scale::{KeepRows, Scale, Shard};
-pub use target::{Api, TargetPlan};
+pub use target::{Api, Provider, TargetPlan, TensorRole};
 pub use workload::{
     DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, DatasetPlan, FilesPlan, Fim, MAX_PREFIX_GROUPS, MAX_TURNS, PromptMix,
     Source, ThinkTime, WorkloadPlan,
@@ -88,6 +88,7 @@ impl BenchPlan {
     /// Refuses values that no run can have.
     pub fn check(&self) -> Result<(), BenchError> {
         let refuse = |text: String| Err(BenchError::Plan(text));
+        self.target.check()?;
         let limits = &self.limits;
         if limits.requests == 0 || limits.requests > MAX_REQUESTS {
             return refuse(format!("requests must be in 1..={MAX_REQUESTS}, given {}", limits.requests));
@@ -97,9 +98,6 @@ impl BenchPlan {
         }
         if limits.grace > MAX_DURATION {
             return refuse(format!("grace must be at most {MAX_DURATION:?}, given {:?}", limits.grace));
-        }
-        if self.target.timeout.is_zero() || self.target.timeout > MAX_DURATION {
-            return refuse(format!("timeout must be in 1 ns..={MAX_DURATION:?}, given {:?}", self.target.timeout));
         }
         self.workload.check().map_err(BenchError::Plan)?;
         self.metrics.check().map_err(BenchError::Plan)?;

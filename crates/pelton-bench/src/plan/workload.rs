@@ -171,6 +171,26 @@ impl WorkloadPlan {
         self.output_tokens.clone().unwrap_or_else(|| DEFAULT_OUTPUT_TOKENS.into())
     }
 
+    /// Lengths of prompts in words.
+    pub fn told_input(&self) -> String {
+        let turns =
+            if self.turns.fixed() == Some(1) { String::new() } else { format!(" in each of {} messages", self.turns) };
+        format!("{}{turns}", self.told(self.input_tokens.is_some(), &self.input()))
+    }
+
+    /// Lengths of answers in words.
+    pub fn told_output(&self) -> String {
+        self.told(self.output_tokens.is_some(), &self.output())
+    }
+
+    fn told(&self, is_said: bool, lengths: &Lengths) -> String {
+        match &self.source {
+            Source::Dataset(_) if !is_said => "tokens as in the dataset".to_owned(),
+            Source::Trace(_) => "tokens as in the trace".to_owned(),
+            _ => format!("{lengths} tokens"),
+        }
+    }
+
     /// Refuses what cannot be meant.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.input().check("input tokens")?;
@@ -185,6 +205,9 @@ impl WorkloadPlan {
         let (ThinkTime::Fixed(think) | ThinkTime::Exponential(think)) = self.think;
         if think > super::MAX_DURATION {
             return Err(format!("think time must be at most {:?}, given {think:?}", super::MAX_DURATION));
+        }
+        if !think.is_zero() && self.turns.fixed() == Some(1) {
+            return Err("think time stands between the messages of conversations: say how many with turns".to_owned());
         }
         let (what, can_share, can_talk) = match &self.source {
             Source::Synthetic => ("synthetic prompts", true, true),

@@ -20,6 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Readings that are kept. Where there would be more, every second one is dropped and the interval doubled.
 const MAX_SAMPLES: usize = 36_000;
 
+/// Readings that may wait for those who look on; what finds no room is only kept.
+const MAX_FRESH: usize = 1024;
+
 /// Where Triton has its page.
 const TRITON_PORT: u16 = 8002;
 
@@ -123,7 +126,7 @@ fn usual_urls(url: &str, api: Api) -> Vec<String> {
             urls.push(root);
         }
         if api.name().starts_with("kserve") {
-            urls.insert(0, format!("{scheme}://{}:{TRITON_PORT}/metrics", authority.host()));
+            urls.insert(0, format!("http://{}:{TRITON_PORT}/metrics", authority.host()));
         }
     }
     urls
@@ -150,6 +153,23 @@ pub struct Scraper {
     thread: JoinHandle<Readings>,
 }
 
+/// Readings as they come, for those who look on.
+#[derive(Debug)]
+pub struct Fresh(mpsc::Receiver<(Instant, ServerSample)>);
+
+impl Fresh {
+    /// The next reading of a run that `began` then, if there is one already.
+    pub fn next(&self, began: Instant) -> Option<ServerSample> {
+        self.0.try_iter().find_map(|(at, sample)| after(began, at, sample))
+    }
+}
+
+/// A reading on the clock of the rows; `None` if it was made before the run.
+fn after(began: Instant, at: Instant, sample: ServerSample) -> Option<ServerSample> {
+    let at_us = at.checked_duration_since(began)?.as_micros() as u64;
+    Some(ServerSample { at_us, ..sample })
+}
+
 /// What the thread gathered. Times are moments, since the run's beginning is known only later.
 #[derive(Debug, Default)]
 struct Readings {
@@ -164,16 +184,17 @@ struct Readings {
 
 impl Scraper {
     /// Begins to read; returns when the first reading is done, whatever came of it.
-    pub fn start(page: &Page) -> Result<Self, BenchError> {
+    pub fn start(page: &Page) -> Result<(Self, Fresh), BenchError> {
         let (stop, stopped) = mpsc::channel();
+        let (show, shown) = mpsc::sync_channel(MAX_FRESH);
         let (ready, is_ready) = mpsc::channel();
         let of_thread = page.clone();
-        let gather = move || gather(&of_thread, &ready, &stopped);
+        let gather = move || gather(&of_thread, &show, &ready, &stopped);
         let thread =
             std::thread::Builder::new().name("bench-metrics".to_owned()).spawn(gather).map_err(BenchError::Thread)?;
         // A thread that is gone is seen at the end.
         let _ = is_ready.recv();
-        Ok(Self { url: page.url.clone(), stop, thread })
+        Ok((Self { url: page.url.clone(), stop, thread }, Fresh(shown)))
     }
 
     /// Reads a last time and ends. Readings before the run `began` are left out. A note tells of failures.
@@ -186,20 +207,21 @@ impl Scraper {
                 Some("server metrics: reading failed".to_owned()),
             );
         };
-        let after = |(at, sample): (Instant, ServerSample)| {
-            let at_us = at.checked_duration_since(began)?.as_micros() as u64;
-            Some(ServerSample { at_us, ..sample })
-        };
         let note = readings.why.map(|why| {
             format!("server metrics: {} of {} readings of {url} failed: {why}", readings.failed, readings.asked)
         });
-        let samples = readings.samples.into_iter().filter_map(after).collect();
+        let samples = readings.samples.into_iter().filter_map(|(at, sample)| after(began, at, sample)).collect();
         (ServerMetrics { url, samples, before: readings.before, after: readings.after }, note)
     }
 }
 
 /// The thread: reads at once, then at every interval, and a last time when nobody holds the other end of `stopped`.
-fn gather(page: &Page, ready: &mpsc::Sender<()>, stopped: &mpsc::Receiver<()>) -> Readings {
+fn gather(
+    page: &Page,
+    show: &mpsc::SyncSender<(Instant, ServerSample)>,
+    ready: &mpsc::Sender<()>,
+    stopped: &mpsc::Receiver<()>,
+) -> Readings {
     let mut readings = Readings::default();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -222,7 +244,12 @@ fn gather(page: &Page, ready: &mpsc::Sender<()>, stopped: &mpsc::Receiver<()>) -
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             _ => break,
         }
-        readings.read(&runtime, &mut questions, page);
+        if readings.read(&runtime, &mut questions, page).is_some()
+            && let Some(&sample) = readings.samples.last()
+        {
+            // Nobody may look, or not fast enough.
+            let _ = show.try_send(sample);
+        }
         if readings.samples.len() >= MAX_SAMPLES {
             let mut keep = false;
             readings.samples.retain(|_| {

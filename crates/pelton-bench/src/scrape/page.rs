@@ -227,9 +227,12 @@ t_created{a="b"} 1700000000
             let ServerSample { running, waiting, kv_usage, prompt_tokens, generated_tokens, .. } = sample(page, 0);
             [running, waiting, kv_usage, prompt_tokens, generated_tokens]
         };
-        let old = "vllm:num_requests_running{model_name=\"m\"} 4.0\nvllm:num_requests_waiting{model_name=\"m\"} 2\nvllm:gpu_cache_usage_perc{model_name=\"m\"} 0.25\nvllm:prompt_tokens_total{model_name=\"m\"} 10\nvllm:generation_tokens_total{model_name=\"m\"} 20";
+        let old = "vllm:num_requests_running{model_name=\"m\"} 4.0\nvllm:num_requests_waiting{model_name=\"m\"} 2\n\
+                   vllm:gpu_cache_usage_perc{model_name=\"m\"} 0.25\nvllm:prompt_tokens_total{model_name=\"m\"} 10\n\
+                   vllm:generation_tokens_total{model_name=\"m\"} 20";
         assert_eq!(sample(old), [Some(4.0), Some(2.0), Some(0.25), Some(10.0), Some(20.0)]);
-        let new = "vllm:num_requests_running{engine=\"0\"} 4\nvllm:num_requests_running{engine=\"1\"} 5\nvllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75";
+        let new = "vllm:num_requests_running{engine=\"0\"} 4\nvllm:num_requests_running{engine=\"1\"} 5\n\
+                   vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75";
         assert_eq!(sample(new), [Some(9.0), None, Some(0.5), None, None]);
         let tgi = "tgi_batch_current_size 3\ntgi_queue_size 1\ntgi_request_input_length_sum 100\ntgi_request_generated_tokens_sum 50";
         assert_eq!(sample(tgi), [Some(3.0), Some(1.0), None, Some(100.0), Some(50.0)]);
@@ -238,7 +241,9 @@ t_created{a="b"} 1700000000
         assert_eq!(sample(llama), [Some(1.0), Some(6.0), None, Some(5.0), Some(8.0)]);
         let triton = "nv_inference_pending_request_count{model=\"a\",version=\"1\"} 2\nnv_inference_pending_request_count{model=\"b\",version=\"1\"} 3";
         assert_eq!(sample(triton), [None, Some(5.0), None, None, None]);
-        let trt = "nv_trt_llm_request_metrics{model=\"t\",request_type=\"waiting\",version=\"1\"} 2\nnv_trt_llm_request_metrics{model=\"t\",request_type=\"active\",version=\"1\"} 8\nnv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\",model=\"t\"} 0.5";
+        let trt = "nv_trt_llm_request_metrics{model=\"t\",request_type=\"waiting\",version=\"1\"} 2\n\
+                   nv_trt_llm_request_metrics{model=\"t\",request_type=\"active\",version=\"1\"} 8\n\
+                   nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\",model=\"t\"} 0.5";
         assert_eq!(sample(&format!("{trt}\n{triton}")), [Some(8.0), Some(2.0), Some(0.5), None, None]);
     }
 }

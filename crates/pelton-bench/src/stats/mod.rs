@@ -479,16 +479,7 @@ mod tests {
 
     fn plan() -> BenchPlan {
         BenchPlan {
-            target: TargetPlan {
-                url: "http://localhost".to_owned(),
-                api: None,
-                model: None,
-                stream: true,
-                api_key: None,
-                headers: BTreeMap::new(),
-                extra_body: serde_json::Map::new(),
-                timeout: Duration::from_secs(1),
-            },
+            target: TargetPlan::at("http://localhost"),
             workload: WorkloadPlan::synthetic(10, 3, 0),
             metrics: MetricsPlan::default(),
             load: Load::users([1]),

@@ -49,6 +49,11 @@ impl Local {
         };
         Ok(Self(model.map_err(|source| BenchError::Tokenizer { path: path.to_owned(), source })?))
     }
+
+    /// The tokenizer itself.
+    pub fn into_model(self) -> TextModel {
+        self.0
+    }
 }
 
 impl Count for Local {

@@ -224,7 +224,8 @@ struct Picks {
 impl Prompts {
     /// Prepares texts of up to `max_tokens` tokens, overhead included.
     pub fn new(words: &Words, seed: u64, max_tokens: u32) -> Self {
-        let size = made(max_tokens, words.overhead, words.scale).max(0) as usize + 1;
+        // Prompts are made without the overhead, further messages of a conversation in full.
+        let size = made(max_tokens, words.overhead, words.scale).max(max_tokens.into()) as usize + 1;
         let costs = |cost: fn(&Word) -> u32| {
             let mut costs: Vec<usize> = words.words.iter().map(|word| cost(word) as usize).collect();
             costs.sort_unstable();
@@ -290,7 +291,7 @@ impl Prompts {
     /// A further message of conversation `index`. Its length is the nearest below `tokens` that words can make.
     pub fn message(&self, index: u64, turn: u32, tokens: u32) -> String {
         let mut line = Line::default();
-        let tokens = self.down(tokens);
+        let tokens = self.down((f64::from(tokens) / self.scale).round() as u32);
         self.extend(&mut line, tokens, Picks { random: random(self.seed, Purpose::Words, index, turn), digits: None });
         line.text
     }
@@ -431,6 +432,8 @@ mod tests {
         let mut words = Words::calibrate(&mut Bytes, &mut Blind).await.expect("bytes add");
         words.overhead = 20;
         assert_eq!(prompt(&words, 3, 100).len() + 1 + 20, 100);
+        // Behind other messages each word has a space before it.
+        assert_eq!(Prompts::new(&words, 5, 100).message(3, 1, 100).len() + 1, 100);
         assert_eq!(Prompts::new(&words, 5, 19).possible(19), None, "shorter than the template");
     }
 

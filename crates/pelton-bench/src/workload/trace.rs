@@ -220,7 +220,8 @@ mod tests {
     fn the_columns_of_known_traces_are_found() {
         let azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.6805900,396,109\n";
         assert_eq!(written("azure", azure).expect("a trace"), [entry(0, 374, 44, &[]), entry(4000, 396, 109, &[])]);
-        let burst = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1317,Conversation log\n";
+        let burst = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n\
+                     5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1317,Conversation log\n";
         assert_eq!(written("burst", burst).expect("a trace"), [entry(0, 472, 18, &[])]);
     }
 

@@ -1,5 +1,10 @@
 //! A server with scripted answers and delays, on threads of its own, so that its clock does not depend on the measured side.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod grpc;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -12,6 +17,8 @@ use serde_json::Value;
 pub struct Question {
     pub path: String,
     pub body: Value,
+    /// Header lines in lower case.
+    pub headers: Vec<String>,
     /// How many requests to this path came before.
     pub nth: usize,
     /// When it had been read.
@@ -30,6 +37,10 @@ pub enum Act {
     StreamEnd,
     /// A whole answer with a status, further header lines, and a body.
     Whole(u16, &'static str, String),
+    /// Bytes as they are, head and framing included.
+    Raw(Vec<u8>),
+    /// The same bytes until the client goes away.
+    Endless(Vec<u8>),
     /// Closes the connection.
     Close,
 }
@@ -82,9 +93,9 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
         if reader.read_line(&mut line)? == 0 {
             return Ok(());
         }
-        let is_get = line.starts_with("GET");
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
         let mut length = 0;
+        let mut headers = Vec::new();
         loop {
             let mut header = String::new();
             reader.read_line(&mut header)?;
@@ -95,18 +106,14 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
             if let Some(value) = header.strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap_or(0);
             }
+            headers.push(header);
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let received = Instant::now();
-        let is_question = ["/info", "/v1/models", "/tokenize", "/metrics"].contains(&path.as_str());
-        let nth = if is_question || is_get { 0 } else { generations.fetch_add(1, Ordering::Relaxed) };
-        if is_get && !is_question {
-            // What a client may ask of the servers of some makes.
-            writer.write_all(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n")?;
-            continue;
-        }
-        let question = Question { path, body: serde_json::from_slice(&body).unwrap_or(Value::Null), nth, received };
+        let nth = if is_generation(&path) { generations.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let question = Question { path, body, headers, nth, received };
         for act in script(&question) {
             match act {
                 Act::StreamHead => writer.write_all(
@@ -120,10 +127,20 @@ fn serve(stream: TcpStream, script: &Script, generations: &AtomicUsize) -> std::
                     "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n{body}",
                     body.len()
                 )?,
+                Act::Raw(bytes) => writer.write_all(&bytes)?,
+                Act::Endless(bytes) => loop {
+                    writer.write_all(&bytes)?;
+                },
                 Act::Close => return writer.shutdown(std::net::Shutdown::Both),
             }
         }
     }
+}
+
+/// Whether text is asked for, rather than facts.
+pub fn is_generation(path: &str) -> bool {
+    let last = path.rsplit('/').next().unwrap_or_default();
+    ["generate", "generate_stream", "completions", "infer"].contains(&last)
 }
 
 /// Tokens of a text under the mock's tokenizer: one for each word, and one at the beginning.
@@ -197,8 +214,8 @@ pub fn openai_facts(question: &Question) -> Option<Vec<Act>> {
             };
             format!(r#"{{"count":{},"max_model_len":4096,"tokens":[]}}"#, tokens(prompt))
         }
-        "/info" => return Some(vec![Act::Whole(404, "", "{}".to_owned())]),
-        _ => return None,
+        path if is_generation(path) => return None,
+        _ => return Some(vec![Act::Whole(404, "", "{}".to_owned())]),
     };
     Some(vec![Act::Whole(200, "", json)])
 }

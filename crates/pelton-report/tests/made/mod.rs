@@ -30,6 +30,7 @@ pub fn results(users: &[usize], repeats: u32, ttft_ms: u32) -> Results {
         plan: plan(users),
         server: Server {
             api: Api::Tgi,
+            provider: None,
             model: "<b>a model</b>".to_owned(),
             info: serde_json::Value::Null,
             launch_arguments: serde_json::Value::Null,
@@ -58,14 +59,8 @@ pub fn results(users: &[usize], repeats: u32, ttft_ms: u32) -> Results {
 fn plan(users: &[usize]) -> BenchPlan {
     BenchPlan {
         target: TargetPlan {
-            url: "http://example.test:3000".to_owned(),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
             timeout: Duration::from_secs(60),
+            ..TargetPlan::at("http://example.test:3000".to_owned())
         },
         workload: WorkloadPlan::synthetic(64, TOKENS, 7),
         load: Load::users(users.iter().copied()),

@@ -12,7 +12,7 @@ pub mod workload;
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use pelton_bench::{BenchPlan, SearchAxis, SearchPlan};
 
 /// Measure a text-generation server under load.
@@ -63,13 +63,13 @@ pub struct TestArgs {
     pub workload: workload::WorkloadArgs,
 
     #[command(flatten)]
-    pub metrics: metrics::MetricsArgs,
-
-    #[command(flatten)]
     pub goals: goals::GoalArgs,
 
     #[command(flatten)]
     pub scale: scale::ScaleArgs,
+
+    #[command(flatten)]
+    pub metrics: metrics::MetricsArgs,
 
     #[command(flatten)]
     pub output: OutputArgs,
@@ -107,9 +107,34 @@ pub struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
 
+    /// How the test is shown while it runs, on the terminal of standard error. The view needs a terminal; without one the line is taken.
+    #[arg(long, value_enum, default_value = "line", conflicts_with = "quiet")]
+    pub ui: Ui,
+
+    /// Serve a page to a browser on which runs are started, watched, changed and stopped, as Locust does; nothing runs until someone
+    /// starts it there, and Ctrl-C ends. The flags of load and duration are what its form begins with, and the others hold for every run.
+    /// Whoever reaches the page can send load to the server, so the default address can be reached from this machine alone.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        num_args = 0..=1,
+        default_missing_value = "127.0.0.1:8089",
+        conflicts_with_all = ["ui", "search"],
+    )]
+    pub web: Option<String>,
+
     /// No progress line.
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// What shows a test while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ui {
+    /// One line of progress
+    Line,
+    /// A view that fills the terminal, with curves, percentiles, errors and keys
+    Terminal,
 }
 
 const EXAMPLES: &str = "\
@@ -117,10 +142,12 @@ Examples:
   pelton bench --url http://127.0.0.1:3000 --users 8 --duration 30s --input-tokens 512 --output-tokens 128 --output run.json
   pelton bench --url http://127.0.0.1:3000 --users 1,8,32 --duration 1m --warmup 5s
   pelton bench --url http://127.0.0.1:3000 --rate 20 --arrival poisson --requests 500
+  pelton bench --url http://127.0.0.1:3000 --users 8 --duration 5m --ui terminal
+  pelton bench --url http://127.0.0.1:3000 --web
   pelton bench --url http://127.0.0.1:3000 --users 0 --stages 30s:50,2m:50,10s:0
   pelton bench --url http://127.0.0.1:3000 --users 8 --slo 'ttft:p95<500ms' --slo 'error-rate<1%'
   pelton bench --url http://127.0.0.1:3000 --search users:1..256 --slo 'ttft:p95<500ms' --slo 'itl:p99<60ms' --duration 1m --warmup 10s
 
 Exit code: 0 if all is well; 1 if a run has no complete answer or the test could not be made; 2 for wrong flags; 3 if a target (--slo) was
 missed, or a search found no load that meets them; 4 if the client, not the server, was the limit (--allow-client-limit makes that a
-warning). 4 comes before 3: such verdicts cannot be trusted. Failed requests alone change nothing: add --slo 'error-rate<1%'.";
+warning). 4 comes before 3: such verdicts cannot be trusted. A share (--shard) leaves 3 and 4 to merge. Failed requests alone change nothing: add --slo 'error-rate<1%'.";

@@ -1,6 +1,7 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
 mod engine;
+mod live;
 mod merge;
 mod recipe;
 mod report;
@@ -12,8 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use pelton_bench::Outcome;
 use pelton_bench::results::Results;
-use pelton_bench::watch::{Blind, Control, Watch};
-use pelton_live::Line;
+use pelton_bench::watch::Control;
 use pelton_report::console::Console;
 
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
@@ -37,6 +37,9 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// Measures a server. The exit code tells how it went.
 fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
+    if let Some(address) = args.output.web.clone() {
+        return live::page(&address, args);
+    }
     // Opened before the run: a wrong path shall not cost a measurement.
     let output = match &args.output.output {
         Some(path) => {
@@ -49,10 +52,15 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
         Some(path) => Some((path.clone(), OutputFile::create(path)?)),
         None => None,
     };
-    let mut watch: Box<dyn Watch> = if args.output.quiet { Box::new(Blind) } else { Box::new(Line::new()) };
     let allow_client_limit = args.goals.allow_client_limit;
+    let (quiet, ui) = (args.output.quiet, args.output.ui);
     let plan = args.plan();
-    let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &Control::default())?;
+    let control = Control::default();
+    let mut watch = live::watcher(quiet, ui, &plan, &control);
+    let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &control);
+    // Gives the terminal back before anything is printed.
+    drop(watch);
+    let results = results?;
     // A reader that has seen enough (`| head`) is no error.
     let _ = write!(std::io::stdout().lock(), "{}", Console(&results));
     if let Some((path, mut file)) = output {
@@ -67,7 +75,10 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
 
 /// What the results say to the program that called; with `allow_client_limit` a client that was the limit is only warned of.
 fn exit_code(results: &Results, allow_client_limit: bool) -> ExitCode {
+    let is_share = results.plan.scale.shard.is_some();
     let outcome = match results.outcome() {
+        // A share says nothing of the whole: merge does.
+        Outcome::ClientLimited | Outcome::TargetsMissed if is_share => Outcome::Met,
         Outcome::ClientLimited if allow_client_limit => results.outcome_of_server(),
         outcome => outcome,
     };

@@ -33,17 +33,17 @@ pub struct WorkloadArgs {
 
     /// Let prompts share their first N tokens, as a system prompt does. Without it they differ from the first token on.
     /// A warm prefix cache then finds N / (mean prompt length) of all prompt tokens.
-    #[arg(long, value_name = "TOKENS", conflicts_with = "prefix_hit_rate")]
+    #[arg(long, value_name = "TOKENS", group = "prefix")]
     pub shared_prefix: Option<u32>,
 
     /// Let prompts share this part of their own tokens (0.6: the first 60 %), so that a warm prefix cache finds this share of
     /// all prompt tokens, whatever the lengths. Servers that cache whole blocks of B tokens find up to B - 1 fewer of each.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", group = "prefix")]
     pub prefix_hit_rate: Option<f64>,
 
     /// How many different prefixes there are; each request draws one. The first request of each finds nothing: of R requests,
     /// G (1 - (1 - 1/G)^R) are such. More groups than the server's cache can hold show what eviction costs.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", requires = "prefix", default_value_t = 1)]
     pub prefix_groups: u32,
 
     /// Messages of the user in each conversation: a number or a distribution (uniform:2..8). What was said before, the server's

@@ -159,9 +159,11 @@ fn target(args: &LlmBenchArgs) -> anyhow::Result<TargetPlan> {
         (Some("openai" | "vllm"), true) => Some(Api::OpenaiChat),
         (Some("openai" | "vllm"), false) => Some(Api::Openai),
         (Some("tgi"), false) => Some(Api::Tgi),
-        (Some(other @ "tgi"), true) => bail!("provider {other} has no chat"),
+        (Some("triton-infer"), false) => Some(Api::KserveInfer),
+        (Some("triton-generate"), false) => Some(Api::KserveGenerate),
+        (Some(other @ ("tgi" | "triton-infer" | "triton-generate")), true) => bail!("provider {other} has no chat"),
         (Some(other), _) => {
-            bail!("provider {other:?} is none of openai, vllm, tgi")
+            bail!("provider {other:?} is none of openai, vllm, tgi, triton-infer, triton-generate")
         }
         (None, true) => Some(Api::OpenaiChat),
         (None, false) => None,
@@ -172,6 +174,9 @@ fn target(args: &LlmBenchArgs) -> anyhow::Result<TargetPlan> {
             let mut parameters = Map::from_iter([("temperature".to_owned(), json!(args.temperature))]);
             parameters.extend(args.logprobs.map(|n| ("top_n_tokens".to_owned(), json!(n))));
             extra_body.insert("parameters".to_owned(), parameters.into());
+        }
+        Some(Api::KserveInfer | Api::KserveGenerate | Api::KserveGrpc) if args.logprobs.is_some() => {
+            bail!("this provider has no log-probabilities")
         }
         _ => {
             extra_body.insert("temperature".to_owned(), json!(args.temperature));
