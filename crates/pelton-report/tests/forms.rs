@@ -220,6 +220,19 @@ fn large_runs_stay_bounded() {
 }
 
 #[test]
+fn without_requests_quantiles_and_the_server_are_drawn() {
+    let mut bare = results(&[4], 1, 40);
+    bare.runs[0].rows.clear();
+    let charts = Charts::of(&Report::new([("bare".to_owned(), bare)]));
+    let ttft = charts.all().find(|chart| chart.name == "distribution-ttft").expect("it has quantiles");
+    let points = ttft.figures[0].series[0].points();
+    assert!(points.iter().any(|point| (point.x, point.y) == (42.0, 0.5)), "{points:?}");
+    let time = charts.all().find(|chart| chart.name == "time-4-users").expect("the server told something");
+    let names: Vec<&str> = time.figures.iter().flat_map(|figure| &figure.series).map(|s| s.name.as_str()).collect();
+    assert!(names.contains(&"running, server") && !names.iter().any(|name| name.contains("client")), "{names:?}");
+}
+
+#[test]
 fn results_without_anything_are_told_too() {
     let mut empty: Results = results(&[1], 1, 40);
     empty.runs[0].rows.clear();

@@ -81,12 +81,10 @@ impl Charts {
 }
 
 impl RunCharts {
-    /// `None` for a run without rows.
+    /// `None` for a run of which neither requests nor the server's metrics were kept.
     fn of(told: &Told<'_>) -> Option<Self> {
-        if told.run.rows.is_empty() {
-            return None;
-        }
-        Some(Self { name: told.name(), time: course(told), requests: waterfall(told) })
+        let time = course(told);
+        (!time.figures.is_empty()).then(|| Self { name: told.name(), time, requests: waterfall(told) })
     }
 }
 
@@ -228,7 +226,10 @@ fn evenly(n: usize, limit: usize) -> Vec<usize> {
 /// Rates and requests over time, as the client saw them and as the server tells.
 fn course(told: &Told<'_>) -> Chart {
     let run = told.run;
+    // With rows left out, those that are there say nothing of rates.
+    let has_rows = run.histograms.is_none() && !run.rows.is_empty();
     let bins = Bins::of(run);
+    let client = |points: Vec<Point>| if has_rows { points } else { Vec::new() };
     let seconds = || Axis::new("time in the run").unit("s").span(0.0, run.wall_s);
     let window = &run.summary.rates;
     let link = told.slug();
@@ -253,7 +254,7 @@ fn course(told: &Told<'_>) -> Chart {
     }
     let tokens = figure(format!("Tokens over time, {}", told.name()), Axis::new("tokens").unit("tokens/s").from_zero())
         .note(note)
-        .with(Series::line("output, seen by the client", bins.rate(&bins.tokens)))
+        .with(Series::line("output, seen by the client", client(bins.rate(&bins.tokens))))
         .with(
             Series::line("output, told by the server", growth(&samples, |s| s.generated_tokens))
                 .dashed()
@@ -265,7 +266,7 @@ fn course(told: &Told<'_>) -> Chart {
                 .colour(Colour::Nth(4)),
         );
     let requests = figure("Requests over time".to_owned(), Axis::new("requests").from_zero())
-        .with(Series::line("under way, client", bins.mean(&bins.busy_us)))
+        .with(Series::line("under way, client", client(bins.mean(&bins.busy_us))))
         .with(Series::line("running, server", level(|s| s.running)).dashed().colour(Colour::Nth(5)))
         .with(Series::line("waiting, server", level(|s| s.waiting)).dashed().colour(Colour::Nth(1)))
         .with(Series::dots(format!("failed in {every} s"), bins.counts(&bins.failed)).colour(Colour::Failure))
@@ -406,8 +407,15 @@ fn waterfall(told: &Told<'_>) -> Option<Chart> {
     .with(Series::spans("until the first token", first).colour(Colour::Nth(4)))
     .with(Series::spans("answering", answer).colour(Colour::Nth(0)))
     .with(Series::spans("failed", failed).colour(Colour::Failure));
+    let mut note = String::new();
     if total > chosen.len() {
-        figure = figure.note(format!("{} of {total} requests, evenly chosen.", chosen.len()));
+        note = format!("{} of {total} requests, evenly chosen.", chosen.len());
+    }
+    if told.run.histograms.is_some() {
+        note.push_str(" Requests that ended well were not kept.");
+    }
+    if !note.is_empty() {
+        figure = figure.note(note.trim_start());
     }
     (!figure.is_empty()).then(|| Chart { name: format!("requests-{}", told.slug()), title, figures: vec![figure] })
 }
