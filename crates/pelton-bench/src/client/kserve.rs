@@ -603,8 +603,7 @@ mod tests {
             let error = Composer::new(&model, &plan_with(bad), Api::KserveInfer).expect_err("has no form").to_string();
             assert!(error.contains(words), "{error}");
         }
-        let nameless =
-            super::Model::new("m", None, vec![TensorMetadata { name: "q".to_owned(), ..Default::default() }]);
+        let nameless = Model::new("m", None, vec![TensorMetadata { name: "q".to_owned(), ..Default::default() }]);
         let error = Composer::new(&nameless, &plan(json!({})), Api::KserveInfer).expect_err("no prompt").to_string();
         assert!(error.contains("--tensor prompt=NAME"), "{error}");
     }
