@@ -31,6 +31,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that an HTTP/2 server may send before it is told that they were read: more than any answer holds between two looks.
 const HTTP2_WINDOW: u32 = 1 << 20;
 
+/// After so many bytes without a pause the others get their turn, time limits among them: a server that writes faster than it is read
+/// would otherwise keep the thread.
+const TURN_BYTES: usize = 256 << 10;
+
 /// Why an exchange ended early.
 #[derive(Debug)]
 pub struct Broken {
@@ -59,13 +63,21 @@ impl From<h2::Error> for Broken {
 pub struct Connection {
     wire: Wire,
     last_read: Rc<Cell<Instant>>,
+    /// Bytes read in this turn.
+    turn_bytes: usize,
 }
 
 /// Drivers are `None` once the connection has ended.
 #[derive(Debug)]
 enum Wire {
-    Http1 { sender: http1::SendRequest<Full<Bytes>>, driver: Option<http1::Connection<TokioIo<Stream>, Full<Bytes>>> },
-    Http2 { sender: h2::client::SendRequest<Bytes>, driver: Option<h2::client::Connection<Stream>> },
+    Http1 {
+        sender: http1::SendRequest<Full<Bytes>>,
+        driver: Option<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>,
+    },
+    Http2 {
+        sender: h2::client::SendRequest<Bytes>,
+        driver: Option<Box<h2::client::Connection<Stream>>>,
+    },
 }
 
 /// The rest of an answer.
@@ -96,12 +108,12 @@ impl Connection {
                     .initial_connection_window_size(HTTP2_WINDOW)
                     .enable_push(false);
                 let (sender, driver) = builder.handshake(stream).await.map_err(io::Error::other)?;
-                Wire::Http2 { sender, driver: Some(driver) }
+                Wire::Http2 { sender, driver: Some(Box::new(driver)) }
             } else {
                 let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-                Wire::Http1 { sender, driver: Some(driver) }
+                Wire::Http1 { sender, driver: Some(Box::new(driver)) }
             };
-            Ok(Self { wire, last_read })
+            Ok(Self { wire, last_read, turn_bytes: 0 })
         };
         tokio::time::timeout(CONNECT_TIMEOUT, opening)
             .await
@@ -144,7 +156,11 @@ impl Connection {
 
     /// The next bytes of an answer, and when they were read from the socket; `None` at its end.
     pub async fn read(&mut self, body: &mut Body) -> Option<Result<(Bytes, Instant), Broken>> {
-        let Self { wire, last_read } = self;
+        if self.turn_bytes > TURN_BYTES {
+            self.turn_bytes = 0;
+            tokio::task::yield_now().await;
+        }
+        let Self { wire, last_read, turn_bytes } = self;
         let next = std::future::poll_fn(|cx| {
             let bytes = match body {
                 Body::Http1(body) => loop {
@@ -169,10 +185,12 @@ impl Connection {
             };
             Poll::Ready(Some(bytes.map(|bytes| (bytes, last_read.get()))))
         });
-        match wire {
+        let read = match wire {
             Wire::Http1 { driver, .. } => driving(driver, next).await,
             Wire::Http2 { driver, .. } => driving(driver, next).await,
-        }
+        };
+        *turn_bytes += read.as_ref().and_then(|read| read.as_ref().ok()).map_or(0, |(bytes, _)| bytes.len());
+        read
     }
 
     /// What follows a body that was read to its end, and when it was read. HTTP/1.1 answers have none.
