@@ -8,7 +8,6 @@
 #[allow(dead_code, reason = "nothing is compared here")]
 mod paced;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -57,14 +56,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     BufReader::new(server.stdout.take().ok_or("no output")?).read_line(&mut address)?;
     let plan = BenchPlan {
         target: TargetPlan {
-            url: format!("http://{}", address.trim()),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
             timeout: Duration::from_secs(300),
+            ..TargetPlan::at(format!("http://{}", address.trim()))
         },
         workload: WorkloadPlan::synthetic(50, 10, 0),
         load: Load::users([streams]),

@@ -7,7 +7,6 @@
 #[path = "../tests/mock/paced.rs"]
 mod paced;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use paced::{Pace, Paced, Served};
@@ -39,16 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn measure(server: &Paced, case: Case, duration: Duration) -> Result<RunResult, pelton_bench::BenchError> {
     let plan = BenchPlan {
-        target: TargetPlan {
-            url: format!("http://{}", server.address),
-            api: None,
-            model: None,
-            stream: true,
-            api_key: None,
-            headers: BTreeMap::new(),
-            extra_body: serde_json::Map::new(),
-            timeout: Duration::from_secs(60),
-        },
+        target: TargetPlan { timeout: Duration::from_secs(60), ..TargetPlan::at(format!("http://{}", server.address)) },
         workload: WorkloadPlan::synthetic(50, TOKENS, 0),
         load: case.into(),
         limits: Limits { duration, requests: 1_000_000, grace: Duration::from_secs(30), at_least: Duration::ZERO },

@@ -1,12 +1,14 @@
 //! Every dialect, the habits of the servers that speak it, and what happens when they misbehave, against scripted servers.
 
+#[path = "mock/grpc.rs"]
+mod grpc;
 mod mock;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mock::grpc::{self, framed, streamed};
+use grpc::{framed, streamed};
 use mock::{Act, Mock, Pace, Question, is_generation, openai_facts, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control};

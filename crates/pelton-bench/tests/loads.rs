@@ -1,9 +1,8 @@
 //! Every load does what it says, targets and searches find what is true, and shares make the whole.
 
-#[allow(dead_code, reason = "shared with measured.rs, which uses all of it")]
 mod mock;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

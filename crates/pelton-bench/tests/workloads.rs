@@ -1,6 +1,5 @@
 //! What is asked is what was wished: lengths, shared prefixes, conversations, files, datasets, traces; and what the server tells meanwhile.
 
-#[allow(dead_code, reason = "the mock serves other tests too")]
 mod mock;
 
 use std::collections::{BTreeMap, HashSet};

@@ -1,7 +1,6 @@
 //! The page as a browser and other programs meet it: over HTTP, with a scripted server being measured.
 
 #[path = "../../pelton-bench/tests/mock/mod.rs"]
-#[allow(dead_code)]
 mod mock;
 
 use std::io::{BufRead, BufReader, Read, Write};

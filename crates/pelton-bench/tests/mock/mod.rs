@@ -3,8 +3,6 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
-pub mod grpc;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;

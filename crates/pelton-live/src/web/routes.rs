@@ -14,7 +14,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
 use pelton_bench::results::Results;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -132,13 +131,9 @@ async fn events(State(site): State<Site>) -> Response {
     Sse::new(updates).keep_alive(KeepAlive::default()).into_response()
 }
 
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Response> {
-    order::read(bytes).map_err(|refusal| refuse(StatusCode::BAD_REQUEST, refusal))
-}
-
 async fn start(State(site): State<Site>, bytes: Bytes) -> Result<Response, Response> {
     let bad = |refusal| refuse(StatusCode::BAD_REQUEST, refusal);
-    let order = body::<Start>(&bytes)?.order().map_err(bad)?;
+    let order = order::read::<Start>(&bytes).and_then(|start| start.order()).map_err(bad)?;
     let words = order.to_string();
     let number =
         site.shared.start(order, words).map_err(|error| refuse(StatusCode::CONFLICT, Refusal::new("", error)))?;
@@ -146,8 +141,9 @@ async fn start(State(site): State<Site>, bytes: Bytes) -> Result<Response, Respo
 }
 
 async fn users(State(site): State<Site>, bytes: Bytes) -> Result<Response, Response> {
-    let change = body::<Change>(&bytes)?;
-    change.check().map_err(|refusal| refuse(StatusCode::BAD_REQUEST, refusal))?;
+    let bad = |refusal| refuse(StatusCode::BAD_REQUEST, refusal);
+    let change: Change = order::read(&bytes).map_err(bad)?;
+    change.check().map_err(bad)?;
     let changed = site.shared.change_users(change.users, change.spawn_rate);
     changed.map_err(|refusal| refuse(StatusCode::CONFLICT, refusal))?;
     Ok(axum::Json(json!({ "users": change.users })).into_response())

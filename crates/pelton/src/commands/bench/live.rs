@@ -74,7 +74,7 @@ const HTML: Download = Download {
 fn form(plan: &BenchPlan, has_duration: bool) -> Form {
     let duration = plan.limits.duration;
     let mut form = Form {
-        duration_s: (has_duration && duration < MAX_DURATION).then(|| duration.as_secs_f64()),
+        duration_s: (has_duration && duration < MAX_DURATION).then_some(duration.as_secs_f64()),
         ..Form::default()
     };
     match plan.load.cases.first() {
