@@ -11,8 +11,8 @@ use mock::{Act, Mock, Pace, Question, openai_facts, tgi_facts, tgi_stream};
 use pelton_bench::results::{Results, TokenSource};
 use pelton_bench::watch::{Blind, Control, Sight, Watch};
 use pelton_bench::{
-    Api, BenchPlan, DatasetPlan, FilesPlan, Goals, Lengths, Limits, Load, MetricsPlan, MetricsSource, PromptMix, Row,
-    Scale, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
+    Api, BenchPlan, DatasetPlan, FilesPlan, Goals, Lengths, Limits, Load, MetricsPlan, MetricsSource, PromptMix,
+    Provider, Row, Scale, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, workload: WorkloadPlan, requests: u64) -> BenchPlan {
@@ -329,7 +329,9 @@ fn the_tokenizer_of_llama_cpp_is_understood() {
         }
         reporting(question)
     });
-    let results = run(&plan(&mock, WorkloadPlan::synthetic(50, 1, 1), 2));
+    let mut plan = plan(&mock, WorkloadPlan::synthetic(50, 1, 1), 2);
+    plan.target.provider = Some(Provider::LlamaCpp);
+    let results = run(&plan);
     assert_eq!(results.prompts.counted_by, TokenSource::Server);
 }
 

@@ -190,6 +190,8 @@ pub struct Prompts {
     seed: u64,
     overhead: i64,
     scale: f64,
+    /// Most tokens of a prompt that are made of words.
+    longest: i64,
     /// `begins[n]`: a text of n tokens can be made of words.
     begins: Vec<bool>,
     /// `continues[n]`: n more tokens can be made of words.
@@ -225,7 +227,8 @@ impl Prompts {
     /// Prepares texts of up to `max_tokens` tokens, overhead included.
     pub fn new(words: &Words, seed: u64, max_tokens: u32) -> Self {
         // Prompts are made without the overhead, further messages of a conversation in full.
-        let size = made(max_tokens, words.overhead, words.scale).max(max_tokens.into()) as usize + 1;
+        let longest = made(max_tokens, words.overhead, words.scale);
+        let size = longest.max(max_tokens.into()) as usize + 1;
         let costs = |cost: fn(&Word) -> u32| {
             let mut costs: Vec<usize> = words.words.iter().map(|word| cost(word) as usize).collect();
             costs.sort_unstable();
@@ -246,13 +249,14 @@ impl Prompts {
         let mut shuffled = words.words.clone();
         // In an order that depends on the seed, so that two seeds share no first words by rule.
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
-        Self { words: shuffled, seed, overhead: words.overhead, scale: words.scale, begins, continues }
+        Self { words: shuffled, seed, overhead: words.overhead, scale: words.scale, longest, begins, continues }
     }
 
     /// The length nearest to `tokens` (as the server counts) that a prompt can have; `None` if there is none up to the maximum.
     pub fn possible(&self, tokens: u32) -> Option<u32> {
         let wished = made(tokens, self.overhead, self.scale);
-        let can = |n: i64| usize::try_from(n).is_ok_and(|n| self.begins.get(n).is_some_and(|&can| can));
+        let can =
+            |n: i64| n <= self.longest && usize::try_from(n).is_ok_and(|n| self.begins.get(n).is_some_and(|&can| can));
         let steps = (0..self.begins.len() as i64).flat_map(|step| [wished - step, wished + step]);
         match steps.into_iter().find(|&n| can(n))? {
             found if found == wished => Some(tokens),

@@ -171,8 +171,8 @@ pub fn tgi_facts(question: &Question) -> Option<Vec<Act>> {
             let count = tokens(question.body["inputs"].as_str().unwrap_or_default());
             Value::Array(vec![serde_json::json!({ "id": 0 }); count]).to_string()
         }
-        "/v1/models" => return Some(vec![Act::Whole(404, "", "{}".to_owned())]),
-        _ => return None,
+        path if is_generation(path) => return None,
+        _ => return Some(vec![Act::Whole(404, "", "{}".to_owned())]),
     };
     Some(vec![Act::Whole(200, "", json)])
 }
