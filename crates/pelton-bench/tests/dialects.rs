@@ -381,7 +381,8 @@ type Habit = (&'static str, &'static str, &'static [u32], CountedBy, Option<&'st
 const HABITS: &[Habit] = &[
     (
         "CRLF, comments, data without a space, an event name",
-        ": hi\r\n\r\nevent: message\r\ndata:{\"choices\":[{\"text\":\"a\"}]}\r\n\r\n: ping\r\ndata:{\"choices\":[{\"text\":\"b\",\"finish_reason\":\"length\"}]}\r\n\r\ndata:[DONE]\r\n\r\n",
+        ": hi\r\n\r\nevent: message\r\ndata:{\"choices\":[{\"text\":\"a\"}]}\r\n\r\n: ping\r\n\
+         data:{\"choices\":[{\"text\":\"b\",\"finish_reason\":\"length\"}]}\r\n\r\ndata:[DONE]\r\n\r\n",
         &[1, 1],
         CountedBy::Chunks,
         Some("length"),
@@ -429,7 +430,8 @@ const HABITS: &[Habit] = &[
     ),
     (
         "usage inside a choice, and beside it",
-        "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"text\":\"b\",\"finish_reason\":\"stop\",\"usage\":{\"completion_tokens\":4}}]}\n\ndata: [DONE]\n\n",
+        "data: {\"choices\":[{\"text\":\"a\"}]}\n\n\
+         data: {\"choices\":[{\"text\":\"b\",\"finish_reason\":\"stop\",\"usage\":{\"completion_tokens\":4}}]}\n\ndata: [DONE]\n\n",
         &[2, 2],
         CountedBy::Server,
         Some("stop"),
@@ -463,7 +465,8 @@ const HABITS: &[Habit] = &[
     (
         "llama.cpp's timings in each chunk",
         "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"timings\":{\"predicted_n\":1}}\n\n\
-         data: {\"choices\":[{\"delta\":{\"content\":\"bcd\"},\"finish_reason\":\"length\"}],\"timings\":{\"predicted_n\":4,\"prompt_ms\":1.0,\"predicted_ms\":6.0}}\n\ndata: [DONE]\n\n",
+         data: {\"choices\":[{\"delta\":{\"content\":\"bcd\"},\
+         \"finish_reason\":\"length\"}],\"timings\":{\"predicted_n\":4,\"prompt_ms\":1.0,\"predicted_ms\":6.0}}\n\ndata: [DONE]\n\n",
         &[1, 3],
         CountedBy::Server,
         Some("length"),

@@ -33,7 +33,6 @@ fn plan(url: String) -> BenchPlan {
         },
         warmup: Warmup::Requests(0),
         cooldown: Duration::ZERO,
-        metrics: MetricsPlan::default(),
         goals: Goals::default(),
         scale: Scale::default(),
     }
