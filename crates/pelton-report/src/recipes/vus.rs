@@ -76,7 +76,9 @@ impl fmt::Display for Vus<'_> {
             } else {
                 (run.summary.tpot_ms.clone(), run.summary.ttft_ms.clone())
             };
-            let p95 = |values: Option<Distribution>| or_dash(values, |values| format!("{:.1}ms", values.p95));
+            // The headers carry whole milliseconds.
+            let digits = if told { 0 } else { 1 };
+            let p95 = |values: Option<Distribution>| or_dash(values, |values| format!("{:.digits$}ms", values.p95));
             let requests = &run.summary.requests;
             let (a10g, a100) = published(users);
             table.row([
