@@ -148,7 +148,7 @@ async fn measure(
     let mut questions = Questions::new(target.clone(), plan.target.timeout);
     let found = questions.find(plan).await?;
     watch.see(Sight::Found { api: found.api, model: &found.model });
-    let launch_arguments = questions.launch_arguments().await?;
+    let launch_arguments = questions.launch_arguments(found.api).await?;
     let (lengthening, row) = questions.lengthening(plan, &found, SAMPLE).await?;
     let mut client = Client::new(target, &plan.target, &found, lengthening)?;
     if let Some(path) = &plan.workload.tokenizer {

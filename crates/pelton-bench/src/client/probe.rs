@@ -181,7 +181,10 @@ impl Questions {
     }
 
     /// What the server says it was launched with; null if it does not.
-    pub async fn launch_arguments(&mut self) -> Result<Value, BenchError> {
+    pub async fn launch_arguments(&mut self, api: Api) -> Result<Value, BenchError> {
+        if api.is_kserve() {
+            return Ok(Value::Null);
+        }
         Ok(self.json(Method::GET, "/v1/launch_arguments", Value::Null).await?.unwrap_or(Value::Null))
     }
 

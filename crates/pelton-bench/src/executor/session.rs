@@ -4,15 +4,22 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Phase, Shared, count};
-use crate::client::Connection;
+use crate::client::{Connection, Question};
 use crate::recorder::{ErrorKind, Failure, RowBuilder};
-use crate::workload::Session;
+use crate::workload::{Ask, Session};
+
+/// A start whose first request is ready to be sent. Composing takes time, which an open loop spends before the request is due.
+#[derive(Debug)]
+pub struct Opening {
+    /// Which start of the whole test, all shards together.
+    index: u64,
+    session: Session,
+    first: Option<(Ask, Question)>,
+}
 
 /// Who starts, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
-    /// Which start of the whole test, all shards together.
-    pub index: u64,
     /// Virtual user; 0 in the open loop.
     pub user: u32,
     /// When it should happen; `None` if now.
@@ -20,17 +27,29 @@ pub struct Start {
 }
 
 impl Shared {
+    /// Composes the first request of start number `index`.
+    pub fn open(&self, index: u64) -> Opening {
+        let mut session = self.job.workload.session(index);
+        let first = self.compose(&mut session);
+        Opening { index, session, first }
+    }
+
+    fn compose(&self, session: &mut Session) -> Option<(Ask, Question)> {
+        let ask = session.next()?;
+        let body = self.job.client.body(&ask);
+        Some((ask, body))
+    }
+
     /// All requests of one start, on `slot`'s connection. False if one failed, which ends the session.
-    pub async fn perform(&self, slot: &mut Option<Connection>, start: Start) -> bool {
-        let mut session: Session = self.job.workload.session(start.index);
+    pub async fn perform(&self, slot: &mut Option<Connection>, opening: Opening, start: Start) -> bool {
+        let Opening { index, mut session, first: mut next } = opening;
         let mut turn = 0;
-        while let Some(ask) = session.next() {
-            // Made before the clock is read: composing is no part of a request's time.
-            let body = self.job.client.body(&ask);
+        // Composed before the clock is read: it is no part of a request's time.
+        while let Some((ask, body)) = next {
             let now = Instant::now();
             count(&self.live.started);
             let mut row = RowBuilder::new(self.began, now)
-                .numbered(start.index, turn, start.user)
+                .numbered(index, turn, start.user)
                 .asking(ask.prompt_tokens, ask.output_tokens)
                 .counting(Rc::clone(&self.live.tokens));
             if session.wants_answer() {
@@ -66,6 +85,7 @@ impl Shared {
                 }
             }
             turn += 1;
+            next = self.compose(&mut session);
         }
         true
     }

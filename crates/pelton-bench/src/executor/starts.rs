@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::session::Start;
+use super::session::{Opening, Start};
 use super::{Job, Phase, Shared, Started};
 use crate::BenchError;
 use crate::arrival;
@@ -70,7 +70,16 @@ pub async fn open_loop(shared: &Rc<Shared>, schedule: Schedule) -> Result<Starte
     let mut dropped_us = Vec::new();
     let mut seen = 0;
     let mut tasks = JoinSet::new();
+    let mut ready: Option<Opening> = None;
+    let shard = shared.job.shard;
     loop {
+        if ready.is_none() && seen < wished {
+            // What has just been started is sent first; what is due already does not wait either.
+            tokio::task::yield_now().await;
+            if due.is_empty() {
+                ready = Some(shared.open(seen as u64 * u64::from(shard.of) + u64::from(shard.index)));
+            }
+        }
         let start = tokio::select! {
             biased;
             start = due.recv() => start,
@@ -82,14 +91,16 @@ pub async fn open_loop(shared: &Rc<Shared>, schedule: Schedule) -> Result<Starte
         seen += 1;
         while tasks.try_join_next().is_some() {}
         if tasks.len() >= max_in_flight {
+            ready = None;
             dropped_us.push(intended.saturating_duration_since(began).as_micros() as u64);
             shared.live.dropped.set(dropped_us.len() as u64);
             continue;
         }
         let (shared, idle) = (Rc::clone(shared), Rc::clone(&idle));
+        let opening = ready.take().unwrap_or_else(|| shared.open(index));
         tasks.spawn_local(async move {
             let mut slot = idle.borrow_mut().pop();
-            shared.perform(&mut slot, Start { index, user: 0, intended: Some(intended) }).await;
+            shared.perform(&mut slot, opening, Start { user: 0, intended: Some(intended) }).await;
             if let Some(connection) = slot
                 && idle.borrow().len() < MAX_IDLE_CONNECTIONS
             {

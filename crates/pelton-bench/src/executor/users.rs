@@ -247,7 +247,7 @@ async fn one_user(
         // Numbers of all shards together, each used by one of them.
         let index = nth * u64::from(of) + u64::from(shard);
         let user = number as u32 * of + shard;
-        if shared.perform(&mut slot, Start { index, user, intended: None }).await {
+        if shared.perform(&mut slot, shared.open(index), Start { user, intended: None }).await {
             pause = FIRST_PAUSE;
         } else {
             let _ = tokio::time::timeout(pause, shared.reaches(Phase::Ending)).await;

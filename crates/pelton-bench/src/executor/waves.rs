@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use super::session::Start;
+use super::session::{Opening, Start};
 use super::{Phase, Shared, Started};
 use crate::client::Connection;
 use crate::plan::Waves;
@@ -23,13 +23,21 @@ pub async fn run(shared: &Rc<Shared>, waves: &Waves) -> Started {
         let size = shard.part(size);
         shared.live.users.set(Some(size));
         slots.resize_with(size.max(slots.len()), || None);
+        let numbers = next..next + size as u64;
+        let openings: Vec<Opening> =
+            numbers.map(|n| shared.open(n * u64::from(shard.of) + u64::from(shard.index))).collect();
+        let mut openings = openings.into_iter();
+        // When all are ready to be sent.
         let intended = Instant::now();
         let mut tasks = JoinSet::new();
         for (user, mut slot) in slots.drain(..size).enumerate() {
             let shared = Rc::clone(shared);
-            let index = (next + user as u64) * u64::from(shard.of) + u64::from(shard.index);
+            let opening = openings.next();
             tasks.spawn_local(async move {
-                shared.perform(&mut slot, Start { index, user: user as u32, intended: Some(intended) }).await;
+                let start = Start { user: user as u32, intended: Some(intended) };
+                if let Some(opening) = opening {
+                    shared.perform(&mut slot, opening, start).await;
+                }
                 slot
             });
         }
