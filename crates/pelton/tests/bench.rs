@@ -152,7 +152,7 @@ fn what_cannot_be_measured_is_told_in_a_line() {
     let nobody = format!("http://{free}");
     let cases: [(&[&str], &str); 4] = [
         (&["--url", &nobody], "connect"),
-        (&["--url", "https://127.0.0.1:1"], "http://"),
+        (&["--url", "ftp://127.0.0.1:1"], "http://"),
         (&["--users", "0"], "users must be in 1..="),
         (&["--duration", "5s", "--warmup", "5s"], "warm-up"),
     ];
