@@ -344,7 +344,8 @@ impl Prompts {
             let cost = |word: &Word| if line.is_new { word.first } else { word.more };
             let fits = |word: &&Word| left.checked_sub(cost(word)).is_some_and(|rest| self.continues[rest as usize]);
             let wanted = picks.next(self.words.len());
-            let Some(&word) = self.words.iter().cycle().skip(wanted).take(self.words.len()).find(fits) else { break };
+            let (before, from) = self.words.split_at(wanted);
+            let Some(&word) = from.iter().chain(before).find(fits) else { break };
             left -= cost(&word);
             if !line.text.is_empty() {
                 line.text.push(' ');
