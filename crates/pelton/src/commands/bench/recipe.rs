@@ -18,6 +18,7 @@ use super::{command, unix_seconds};
 use crate::args::bench::recipe::{
     CardArgs, EngineTablesArgs, LengthsArgs, LlmBenchArgs, QpsSpread, Recipe, RecipeOutput, Spread, VusArgs,
 };
+use crate::args::bench::target::TargetArgs;
 use crate::args::bench::workload::new_seed;
 use crate::commands::output::OutputFile;
 
@@ -32,7 +33,16 @@ pub fn run(recipe: Recipe) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// These recipes choose between streams and whole answers themselves.
+fn refuse_no_stream(target: &TargetArgs) -> anyhow::Result<()> {
+    if target.no_stream {
+        bail!("--no-stream has no meaning here: this recipe chooses itself how answers are asked for");
+    }
+    Ok(())
+}
+
 fn vus(args: VusArgs) -> anyhow::Result<ExitCode> {
+    refuse_no_stream(&args.target)?;
     let mut target = args.target.plan();
     // The original is about this dialect; another one must be asked for.
     target.api.get_or_insert(Api::Tgi);
@@ -53,6 +63,7 @@ fn lengths(args: LengthsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn engine(args: EngineTablesArgs) -> anyhow::Result<ExitCode> {
+    refuse_no_stream(&args.target)?;
     let target = args.target.plan();
     let mut parameters = engine::Parameters {
         model: String::new(),
@@ -71,6 +82,7 @@ fn engine(args: EngineTablesArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn card(args: CardArgs) -> anyhow::Result<ExitCode> {
+    refuse_no_stream(&args.target)?;
     if !(args.step_live_metrics >= 0.01 && args.step_live_metrics <= 60.0) {
         bail!("step live metrics must be in 0.01..=60 seconds, given {}", args.step_live_metrics);
     }
