@@ -6,11 +6,10 @@ mod merge;
 mod recipe;
 mod report;
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use pelton_bench::Outcome;
 use pelton_bench::results::Results;
 use pelton_bench::watch::Control;
@@ -41,13 +40,7 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
         return live::page(&address, args);
     }
     // Opened before the run: a wrong path shall not cost a measurement.
-    let output = match &args.output.output {
-        Some(path) => {
-            let file = std::fs::File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
-            Some((path.clone(), BufWriter::new(file)))
-        }
-        None => None,
-    };
+    let output = args.output.output.as_deref().map(OutputFile::create).transpose()?;
     let page = match &args.output.html {
         Some(path) => Some((path.clone(), OutputFile::create(path)?)),
         None => None,
@@ -63,8 +56,8 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     let results = results?;
     // A reader that has seen enough (`| head`) is no error.
     let _ = write!(std::io::stdout().lock(), "{}", Console(&results));
-    if let Some((path, mut file)) = output {
-        results.write_json(&mut file).with_context(|| format!("{} cannot be written", path.display()))?;
+    if let Some(file) = output {
+        file.write_json(&results)?;
     }
     let code = exit_code(&results, allow_client_limit);
     if let Some((path, file)) = page {
