@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use pelton_protocol::Object;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::generate::ServeError;
@@ -190,7 +190,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
     let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if inner.is_data() { shape(path, inner.to_string()) } else { ServeError::Syntax(inner.to_string()) }
+        // A number that no float holds is an error of syntax to the parser, yet valid JSON.
+        let is_json = inner.is_data() || serde_json::from_str::<IgnoredAny>(text).is_ok();
+        if is_json { shape(path, inner.to_string()) } else { ServeError::Syntax(inner.to_string()) }
     })?;
     json.end().map_err(|error| ServeError::Syntax(error.to_string()))?;
     Ok(value)
