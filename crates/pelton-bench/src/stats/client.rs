@@ -26,23 +26,23 @@ pub struct ClientCost {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientLimit {
-    /// The measuring thread was busy for this share of the time, above [`BUSY_LIMIT`].
+    /// The measuring thread was busy for this share of the time, above 80 %.
     Busy(f64),
-    /// The measuring thread waited for a processor for this share of the time, above [`WAITING_LIMIT`].
+    /// The measuring thread waited for a processor for this share of the time, above 5 %.
     Waiting(f64),
-    /// This share of the measured requests started later than the plan allows, above [`LATE_LIMIT`].
+    /// This share of the measured requests started later than the plan allows, above 1 %.
     Late(f64),
 }
 
 /// Above this share of a processor the client's own queue shows in the latencies: at 80 % a single server queues four of its own
 /// service times on average.
-pub const BUSY_LIMIT: f64 = 0.8;
+const BUSY_LIMIT: f64 = 0.8;
 
 /// Above this share of waiting the machine has too few processors for client and server together.
-pub const WAITING_LIMIT: f64 = 0.05;
+const WAITING_LIMIT: f64 = 0.05;
 
 /// Above this share of late starts the 99th percentile is the client's.
-pub const LATE_LIMIT: f64 = 0.01;
+const LATE_LIMIT: f64 = 0.01;
 
 impl ClientLimit {
     /// How bad it is, 0 to 1.

@@ -1,7 +1,7 @@
 //! The model card of the happy_vllm suite: prompt ingestion speed, speed of parallel requests, tokens that fit the KV cache.
 //!
 //! Three scenarios for several couples of lengths: prompts of many lengths one after another; more and more requests at once until time is
-//! over; a constant number of requests in parallel. [`write`] makes the suite's folder of them: the card, its graphs, their data, the
+//! over; a constant number of requests in parallel. [`write()`] makes the suite's folder of them: the card, its graphs, their data, the
 //! thresholds, and each run in the suite's form.
 
 mod figures;
