@@ -56,7 +56,8 @@ fn main() {
             num_blocks: 32_768,
             ..FakeConfig::default()
         };
-        let config = EngineConfig { max_step_tokens: 2048, max_sequences: 256, max_queued: 0, prefix_cache: true };
+        let config =
+            EngineConfig { max_step_tokens: 2048, max_sequences: 256, max_queued: 0, ..EngineConfig::default() };
         let engine = start(Box::new(FakeModel::new(fake)), config).expect("the limits are not zero");
         let started = Instant::now();
         let streams: Vec<TokenStream> = (0..NUM_STREAMS)

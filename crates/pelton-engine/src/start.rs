@@ -23,6 +23,13 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
 }
 
+impl Default for EngineConfig {
+    /// Steps of 256 tokens, 128 sequences at once and as many waiting, prompts found again.
+    fn default() -> Self {
+        Self { max_step_tokens: 256, max_sequences: 128, max_queued: 128, prefix_cache: true }
+    }
+}
+
 /// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -497,7 +497,7 @@ fn steps_cost_what_they_are_said_to_cost() {
 
 #[test]
 fn readers_that_come_and_go_on_many_threads_leave_nothing_behind() {
-    let config = EngineConfig { max_step_tokens: 24, max_sequences: 6, max_queued: 10, prefix_cache: true };
+    let config = EngineConfig { max_step_tokens: 24, max_sequences: 6, max_queued: 10, ..EngineConfig::default() };
     let engine = engine(config, FakeConfig { num_blocks: 12, block_tokens: 4, ..fake() });
     std::thread::scope(|scope| {
         for reader in 0..4u64 {

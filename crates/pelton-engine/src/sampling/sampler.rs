@@ -58,7 +58,7 @@ impl Sampler {
         let mut num_rows = 0;
         for span in &plan.spans {
             self.first_rows.push(num_rows);
-            num_rows += span.num_prompt_logits as usize + usize::from(span.samples);
+            num_rows += span.num_logits() as usize;
         }
         if num_rows == 0 {
             return;

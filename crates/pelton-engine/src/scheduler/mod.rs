@@ -158,6 +158,7 @@ impl Scheduler {
         if self.counters.preemptions == preemptions_before {
             self.admit(plan, &mut budget);
         }
+        plan.lay_out(&self.running, self.kv.block_tokens());
     }
 
     /// Books the step: computed rows, sampled tokens, finished sequences. `samples` is used up; `outcomes` gets one entry for each
@@ -286,7 +287,7 @@ impl Scheduler {
 
     fn push(&self, plan: &mut StepPlan, budget: &mut Budget, index: usize, num_rows: u32, is_first: bool) {
         budget.rows -= num_rows;
-        budget.logits -= plan.push(&self.running[index], index, num_rows, self.kv.block_tokens(), is_first);
+        budget.logits -= plan.push(&self.running[index], index, num_rows, is_first);
     }
 
     /// Panics when a block is lost, owned wrongly, or a list is out of order.

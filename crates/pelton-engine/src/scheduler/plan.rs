@@ -40,29 +40,14 @@ impl StepPlan {
         self.spans.clear();
     }
 
-    /// Adds the next `num_rows` rows of `sequence`; returns how many logits that takes.
-    pub(super) fn push(
-        &mut self,
-        sequence: &Sequence,
-        running_index: usize,
-        num_rows: u32,
-        block_tokens: u32,
-        is_first: bool,
-    ) -> u32 {
-        let first_row = self.batch.num_rows() as u32;
+    /// Adds a span for the next `num_rows` rows of `sequence`; returns how many logits that takes.
+    pub(super) fn push(&mut self, sequence: &Sequence, running_index: usize, num_rows: u32, is_first: bool) -> u32 {
         let computed = sequence.num_computed();
         let end = computed + num_rows;
-        let tokens = &sequence.tokens()[computed as usize..end as usize];
-        self.batch.push_span(tokens, computed, sequence.table.blocks(), block_tokens);
-
         let samples = end == sequence.num_known();
         let sampled_row = end - u32::from(samples);
         let first_wanted =
             sequence.first_wanted_prompt_row().map_or(sampled_row, |row| row.max(computed)).min(sampled_row);
-        self.batch.logit_rows.extend((first_wanted..sampled_row).map(|position| first_row + position - computed));
-        if samples {
-            self.batch.logit_rows.push(first_row + num_rows - 1);
-        }
         let num_prompt_logits = sampled_row - first_wanted;
         self.spans.push(PlannedSpan {
             id: sequence.id,
@@ -75,6 +60,26 @@ impl StepPlan {
             is_first,
         });
         num_prompt_logits + u32::from(samples)
+    }
+
+    /// Writes the batch, once all spans are decided. `running` as the spans have it.
+    pub(super) fn lay_out(&mut self, running: &[Sequence], block_tokens: u32) {
+        for span in &self.spans {
+            let sequence = &running[span.running_index];
+            let computed = sequence.num_computed();
+            let tokens = &sequence.tokens()[computed as usize..][..span.num_rows as usize];
+            self.batch.push_span(tokens, computed, sequence.table.blocks(), block_tokens);
+            // The last rows of a span are those whose logits are wanted.
+            let end = self.batch.num_rows() as u32;
+            self.batch.logit_rows.extend(end - span.num_logits()..end);
+        }
+    }
+}
+
+impl PlannedSpan {
+    /// Rows whose logits are wanted: the last ones of the span.
+    pub(crate) fn num_logits(&self) -> u32 {
+        self.num_prompt_logits + u32::from(self.samples)
     }
 }
 

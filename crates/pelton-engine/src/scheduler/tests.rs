@@ -175,7 +175,7 @@ impl World {
 
     /// `num_blocks` of two tokens, `max_step_tokens`, everything else wide.
     fn small(num_blocks: u32, max_step_tokens: u32) -> Self {
-        let config = EngineConfig { max_step_tokens, max_sequences: 8, max_queued: 8, prefix_cache: true };
+        let config = EngineConfig { max_step_tokens, max_sequences: 8, max_queued: 8, ..EngineConfig::default() };
         let spec = ModelSpec {
             vocab_size: 4,
             max_positions: 1000,
@@ -395,7 +395,8 @@ fn a_choice_takes_over_when_the_first_is_dropped() {
 #[test]
 fn without_a_cache_every_choice_computes_the_prompt() {
     let mut world = World::small(20, 100);
-    let config = EngineConfig { max_step_tokens: 100, max_sequences: 8, max_queued: 8, prefix_cache: false };
+    let config =
+        EngineConfig { max_step_tokens: 100, max_sequences: 8, prefix_cache: false, ..EngineConfig::default() };
     world.scheduler = Scheduler::new(&config, &world.spec);
     world.submit(Ask { num_choices: 2, ..ask(&[0, 1, 2, 3, 0], 2) });
     world.step();
@@ -407,7 +408,7 @@ fn without_a_cache_every_choice_computes_the_prompt() {
 fn prompt_logprobs_take_as_many_logits_as_there_are() {
     let mut world = World::small(20, 100);
     world.spec.max_logit_rows = 3;
-    let config = EngineConfig { max_step_tokens: 100, max_sequences: 8, max_queued: 8, prefix_cache: true };
+    let config = EngineConfig { max_step_tokens: 100, max_sequences: 8, max_queued: 8, ..EngineConfig::default() };
     world.scheduler = Scheduler::new(&config, &world.spec);
     let report = ReportParams { prompt_logprobs: true, ..ReportParams::default() };
     world.submit(Ask { report, ..ask(&[0, 1, 2, 3, 0, 1, 2, 3], 2) });

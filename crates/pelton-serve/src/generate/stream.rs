@@ -390,7 +390,7 @@ mod tests {
     /// Runs one sequence at a time.
     fn server(fake: FakeConfig) -> Arc<Server> {
         let fake = FakeConfig { vocab_size: 262, ..fake };
-        let config = EngineConfig { max_step_tokens: 64, max_sequences: 1, max_queued: 8, prefix_cache: true };
+        let config = EngineConfig { max_step_tokens: 64, max_sequences: 1, max_queued: 8, ..EngineConfig::default() };
         let engine = pelton_engine::start(Box::new(FakeModel::new(fake)), config).expect("the engine starts");
         Server::new(ServeConfig::default(), engine, TextPool::new(TextModel::bytes(), 1, 1)).expect("a server")
     }

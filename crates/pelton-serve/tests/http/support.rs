@@ -41,7 +41,12 @@ impl Setup {
                 script: script.into_iter().map(TokenId).collect(),
                 ..FakeConfig::default()
             },
-            engine: EngineConfig { max_step_tokens: 512, max_sequences: 64, max_queued: 256, prefix_cache: true },
+            engine: EngineConfig {
+                max_step_tokens: 512,
+                max_sequences: 64,
+                max_queued: 256,
+                ..EngineConfig::default()
+            },
             serve: ServeConfig { model_id: "fake".into(), max_total_tokens: Some(1024), ..ServeConfig::default() },
         }
     }
