@@ -26,13 +26,13 @@ pub const MIN_SLICES: usize = 5;
 /// Most slices of a window.
 const MAX_SLICES: usize = 50;
 
-/// Draws for small samples. Large ones get fewer, down to [`MIN_DRAWS`], so that the work stays near [`MAX_WORK`] values.
+/// Draws for small samples. Large ones get fewer, down to [`MIN_DRAWS`], so that the work stays near [`MAX_WORK`].
 const MAX_DRAWS: usize = 1000;
 
 /// Fewest draws.
 const MIN_DRAWS: usize = 100;
 
-/// Values looked at for one interval.
+/// Units and values looked at for one interval.
 const MAX_WORK: usize = 200_000_000;
 
 /// Above so many values no interval is computed from requests: it would be narrower than anything that matters.
@@ -203,9 +203,57 @@ struct Sample {
     values: Vec<(f64, u32)>,
     /// Units of each run: `runs[r]..runs[r + 1]`.
     runs: Vec<u32>,
+    /// Number and sum of each unit's values.
+    units: Vec<(u32, f64)>,
+    ladder: Ladder,
     resampled: Resampled,
     /// Whether the values are of the whole run (or slices of it): their mean is the number wanted.
     is_whole: bool,
+}
+
+/// Where to begin the walk to a quantile. Answers have hundreds of gaps, and a draw weighs answers: counting those below a few places once
+/// spares each draw the way there.
+struct Ladder {
+    /// Values between two rungs.
+    step: usize,
+    units: usize,
+    /// `[rungs, units]`: values of the unit before the rung.
+    before: Vec<u32>,
+}
+
+impl Ladder {
+    /// Rungs pay while values are many for each unit.
+    const MAX_RUNGS: usize = 64;
+
+    fn of(values: &[(f64, u32)], units: usize) -> Self {
+        let rungs = (values.len() / units.max(1)).clamp(1, Self::MAX_RUNGS);
+        let step = values.len().div_ceil(rungs).max(1);
+        let mut before = Vec::with_capacity(rungs * units);
+        let mut counts = vec![0; units];
+        for values in values.chunks(step) {
+            before.extend_from_slice(&counts);
+            values.iter().for_each(|&(_, unit)| counts[unit as usize] += 1);
+        }
+        Self { step, units, before }
+    }
+
+    /// Of the rungs with at most `weight` before them the last: its place among the values and the weight before it.
+    fn climb(&self, weights: &[u32], weight: u64) -> (usize, u64) {
+        let before = |rung: usize| -> u64 {
+            let counts = &self.before[rung * self.units..][..self.units];
+            counts.iter().zip(weights).map(|(&count, &weight)| u64::from(count) * u64::from(weight)).sum()
+        };
+        let (mut low, mut found) = (0, 0);
+        let mut high = self.before.len() / self.units.max(1);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            match before(middle) {
+                at if at <= weight => (low, found) = (middle, at),
+                _ => high = middle,
+            }
+        }
+        (low * self.step, found)
+    }
 }
 
 impl Sample {
@@ -239,40 +287,47 @@ impl Sample {
                 values.extend(unit.into_iter().map(|value| (value, number)));
             }
         }
+        if values.is_empty() || values.len() > MAX_VALUES {
+            return None;
+        }
         values.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        (!values.is_empty() && values.len() <= MAX_VALUES).then_some(Self { values, runs, resampled, is_whole })
-    }
-
-    fn units(&self) -> usize {
-        self.runs.last().map_or(0, |&n| n as usize)
+        let mut units = vec![(0, 0.0); n as usize];
+        for &(value, unit) in &values {
+            let (count, sum) = &mut units[unit as usize];
+            *count += 1;
+            *sum += value;
+        }
+        let ladder = Ladder::of(&values, units.len());
+        Some(Self { values, runs, units, ladder, resampled, is_whole })
     }
 
     fn value(&self, aggregate: Aggregate) -> Option<f64> {
-        self.weighted(aggregate, &vec![1; self.units()])
+        self.weighted(aggregate, &vec![1; self.units.len()])
     }
 
     /// The number if unit `u` were there `weights[u]` times.
     fn weighted(&self, aggregate: Aggregate, weights: &[u32]) -> Option<f64> {
         if aggregate == Aggregate::Mean || aggregate == Aggregate::Value {
-            let add = |(sum, n): (f64, f64), &(value, unit): &(f64, u32)| {
-                let weight = f64::from(weights[unit as usize]);
-                (sum + weight * value, n + weight)
+            let add = |(sum, n): (f64, f64), (&weight, unit): (&u32, &(u32, f64))| {
+                let weight = f64::from(weight);
+                (sum + weight * unit.1, n + weight * f64::from(unit.0))
             };
-            let (sum, n) = self.values.iter().fold((0.0, 0.0), add);
+            let (sum, n) = weights.iter().zip(&self.units).fold((0.0, 0.0), add);
             return (n > 0.0).then(|| sum / n).filter(|_| self.is_whole == (aggregate == Aggregate::Value));
         }
         if self.is_whole {
             return None;
         }
-        let n: u64 = self.values.iter().map(|&(_, unit)| u64::from(weights[unit as usize])).sum();
+        let n: u64 = weights.iter().zip(&self.units).map(|(&weight, unit)| u64::from(weight) * u64::from(unit.0)).sum();
         if n == 0 {
             return None;
         }
         // As `quantile`, on the values as often as they are there.
         let at = aggregate.quantile()? * (n - 1) as f64;
         let (low, rest) = (at.floor() as u64, at.fract());
-        let (mut seen, mut below) = (0u64, None);
-        for &(value, unit) in &self.values {
+        let (start, mut seen) = self.ladder.climb(weights, low);
+        let mut below = None;
+        for &(value, unit) in &self.values[start..] {
             seen += u64::from(weights[unit as usize]);
             if seen > low && below.is_none() {
                 below = Some(value);
@@ -288,7 +343,7 @@ impl Sample {
 
     /// The number in each draw; `None` if there is too little to draw from.
     fn draws(&self, aggregate: Aggregate, seed: u64) -> Option<Vec<f64>> {
-        if self.units() < 2 {
+        if self.units.len() < 2 {
             return None;
         }
         // No failure among n says that failures are rare, not that they cannot happen.
@@ -301,8 +356,9 @@ impl Sample {
             return None;
         }
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut weights = vec![0u32; self.units()];
-        let draws = (MAX_WORK / self.values.len()).clamp(MIN_DRAWS, MAX_DRAWS);
+        let mut weights = vec![0u32; self.units.len()];
+        let work = self.units.len() + self.ladder.step;
+        let draws = (MAX_WORK / work).clamp(MIN_DRAWS, MAX_DRAWS);
         let runs = self.runs.len() - 1;
         (0..draws)
             .map(|_| {
@@ -395,6 +451,23 @@ mod tests {
         for aggregate in [Aggregate::P50, Aggregate::P90, Aggregate::P99] {
             let expected = super::super::quantile(&plain, aggregate.quantile().expect("a quantile"));
             assert_eq!(sample.value(aggregate), Some(expected));
+        }
+    }
+
+    #[test]
+    fn rungs_change_no_quantile() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let units = (0..20).map(|_| (0..random.usize(..120)).map(|_| f64::from(random.u32(..50))).collect()).collect();
+        let sample = Sample::from_units(vec![units], Resampled::Requests, false).expect("there are values");
+        assert!(sample.ladder.before.len() > 20 * 20, "there are rungs to climb");
+        for _ in 0..200 {
+            let weights: Vec<u32> = (0..20).map(|_| random.u32(..3)).collect();
+            let times = |&(value, unit): &(f64, u32)| std::iter::repeat_n(value, weights[unit as usize] as usize);
+            let plain: Vec<f64> = sample.values.iter().flat_map(times).collect();
+            for aggregate in [Aggregate::Min, Aggregate::P50, Aggregate::P90, Aggregate::P99, Aggregate::Max] {
+                let expected = super::super::quantile(&plain, aggregate.quantile().expect("a quantile"));
+                assert_eq!(sample.weighted(aggregate, &weights), Some(expected));
+            }
         }
     }
 
