@@ -10,5 +10,6 @@ mod object;
 pub mod openai;
 pub mod sse;
 pub mod tgi;
+pub mod vertex;
 
 pub use object::Object;

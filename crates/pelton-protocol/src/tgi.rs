@@ -1,4 +1,4 @@
-//! The Text Generation Inference dialect: `/generate`, `/generate_stream`, `/info`, `/tokenize`, and the error body.
+//! The Text Generation Inference dialect: `/generate`, `/generate_stream`, `/info`, `/tokenize`, `/chat_tokenize`, and the error body.
 //!
 //! Described after TGI 3.3; units are tokens unless a field says otherwise. Servers ignore unknown fields on every route.
 
@@ -251,13 +251,25 @@ pub struct Info {
     pub max_input_tokens: u32,
     /// Limit of prompt and generated tokens together.
     pub max_total_tokens: u32,
+    /// Share of running sequences that must be waiting before they interrupt the running ones; version 2.2 tells this and the next three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_served_ratio: Option<f32>,
+    /// Token positions of all sequences together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch_total_tokens: Option<u32>,
+    /// Steps after which waiting sequences are not held back any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_waiting_tokens: Option<u32>,
+    /// Sequences computed together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch_size: Option<u32>,
     /// Tokenizer threads.
     pub validation_workers: u32,
     /// Limit of prompts in one completions request.
     pub max_client_batch_size: u32,
     /// Name of the serving program.
     pub router: String,
-    /// Its version.
+    /// Version of the API, and after a `+` that of the program.
     pub version: String,
     /// Its revision.
     pub sha: Option<String>,
@@ -289,6 +301,15 @@ pub struct TokenizedToken {
     pub start: usize,
     /// Where it ends (exclusive), in characters.
     pub stop: usize,
+}
+
+/// Answer of `/chat_tokenize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatTokenizeResponse {
+    /// The tokens of the text.
+    pub tokenize_response: TokenizeResponse,
+    /// What the chat template makes of the messages.
+    pub templated_text: String,
 }
 
 fn is_false(value: &bool) -> bool {

@@ -12,6 +12,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -40,6 +41,17 @@ pub(crate) fn memory(payload_limit: usize) -> Arc<Semaphore> {
 
 /// Checks the key, then reads and parses the body of `request`.
 pub(crate) async fn read_json<T: DeserializeOwned>(server: &Server, request: Request) -> Result<T, ServeError> {
+    let (_, body) = read_request(server, request).await?;
+    parse(&body.bytes)
+}
+
+/// Checks the key and reads the body of `request`, for who looks into it and hands it on at once: it counts as memory no more.
+pub(crate) async fn read_bytes(server: &Server, request: Request) -> Result<(Parts, Bytes), ServeError> {
+    let (parts, body) = read_request(server, request).await?;
+    Ok((parts, body.bytes))
+}
+
+async fn read_request(server: &Server, request: Request) -> Result<(Parts, Held<'_>), ServeError> {
     let (parts, body) = request.into_parts();
     authorize(server.config().api_key.as_deref(), &parts.headers)?;
     check_content_type(&parts.headers)?;
@@ -51,7 +63,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(server: &Server, request: Req
         body = reading => body?,
         () = server.stopped() => return Err(ServeError::Stopping),
     };
-    parse(&body.bytes)
+    Ok((parts, body))
 }
 
 /// A whole body, and its share of the memory.
@@ -184,7 +196,8 @@ impl http_body::Body for LongAnswer {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
+/// The object that `bytes` hold as JSON.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ServeError> {
     let text = std::str::from_utf8(bytes).map_err(|error| ServeError::Syntax(format!("not UTF-8: {error}")))?;
     let mut json = serde_json::Deserializer::from_str(text);
     let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {

@@ -43,12 +43,22 @@ pub struct ServeConfig {
     pub max_client_batch_size: u32,
     /// Tokenizer threads, for `/info`; the pool is made by the caller.
     pub validation_workers: u32,
+    /// Share of running sequences that must be waiting before they interrupt the running ones; for `/info`.
+    pub waiting_served_ratio: f32,
+    /// Steps after which waiting sequences are not held back any more; for `/info`.
+    pub max_waiting_tokens: u32,
     /// Limit of a request's body in bytes.
     pub payload_limit: usize,
     /// Tokens generated for TGI requests that do not say; `None` fills the context.
     pub default_max_new_tokens: Option<u32>,
     /// Whether `POST /` puts the prompt before the text when the request does not say.
     pub compat_return_full_text: bool,
+    /// `/invocations` takes chats alone, whatever the body looks like.
+    pub messages_api_enabled: bool,
+    /// Another path of `/vertex`.
+    pub vertex_predict_route: Option<String>,
+    /// Another path of `/health`.
+    pub vertex_health_route: Option<String>,
     /// Key that generating requests must carry as a bearer token.
     pub api_key: Option<String>,
     /// Origins that browsers may call from; empty means any.
@@ -82,9 +92,14 @@ impl Default for ServeConfig {
             max_total_tokens: None,
             max_client_batch_size: 4,
             validation_workers: 2,
+            waiting_served_ratio: 0.3,
+            max_waiting_tokens: 20,
             payload_limit: 2_000_000,
             default_max_new_tokens: None,
             compat_return_full_text: false,
+            messages_api_enabled: false,
+            vertex_predict_route: None,
+            vertex_health_route: None,
             api_key: None,
             cors_allow_origin: Vec::new(),
             graceful_termination_timeout: Duration::from_secs(60),

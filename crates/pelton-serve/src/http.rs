@@ -131,8 +131,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 
 /// All routes of all dialects.
 pub fn router(server: Arc<Server>) -> Router {
-    let cors = server.cors().clone();
-    dialects::routes().layer(cors).with_state(server)
+    dialects::routes(&server).layer(server.cors().clone())
 }
 
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, io::Result<TcpStream>) {

@@ -4,6 +4,8 @@ use std::env;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
+
 /// `HOSTNAME`, when it is an address: containers set it to their name, which is nothing to listen on.
 pub fn hostname() -> IpAddr {
     let address = env::var("HOSTNAME").ok().and_then(|value| value.parse().ok());
@@ -33,4 +35,24 @@ pub fn hub_cache() -> PathBuf {
 /// `COMPUTE_TYPE`: what the header x-compute-type says.
 pub fn compute_type() -> String {
     env::var("COMPUTE_TYPE").unwrap_or_else(|_| "cpu".into())
+}
+
+/// `AIP_HTTP_PORT`: the port that Vertex AI calls, whatever else is said.
+pub fn vertex_port() -> Result<Option<u16>> {
+    let Some(port) = text("AIP_HTTP_PORT") else { return Ok(None) };
+    port.parse().map(Some).with_context(|| format!("AIP_HTTP_PORT is {port:?}, which is no port"))
+}
+
+/// `AIP_PREDICT_ROUTE` and `AIP_HEALTH_ROUTE`: paths under which Vertex AI asks for predictions and health.
+pub fn vertex_routes() -> [Option<String>; 2] {
+    ["AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"].map(text)
+}
+
+/// `MESSAGES_API_ENABLED`: `/invocations` takes chats alone, as version 2.2 of text-generation-inference did.
+pub fn messages_api_enabled() -> bool {
+    text("MESSAGES_API_ENABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+}
+
+fn text(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,17 +1,26 @@
-//! Dialects: each is four translations (parse, chunk, whole, refusal) and its routes. They do not know each other.
+//! Dialects: each is four translations (parse, chunk, whole, refusal) and its routes. They do not know each other; `clouds` and `/chat_tokenize` join them.
 
+mod clouds;
 mod openai;
 mod tgi;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::map_request_with_state;
 
 use crate::server::Server;
 
 /// Routes of all dialects. A path that none has is answered in the words of the one whose prefix it carries.
-pub(crate) fn routes() -> Router<Arc<Server>> {
-    tgi::routes().nest("/v1", openai::routes())
+pub(crate) fn routes(server: &Arc<Server>) -> Router {
+    let routes = tgi::routes().nest("/v1", openai::routes()).with_state(Arc::clone(server));
+    let config = server.config();
+    if config.vertex_predict_route.is_none() && config.vertex_health_route.is_none() {
+        return routes;
+    }
+    // Around the router, so that it sees the path as it is then.
+    let rename = map_request_with_state(Arc::clone(server), clouds::rename_routes);
+    Router::new().fallback_service(routes).layer(rename)
 }
 
 #[cfg(test)]

@@ -249,6 +249,16 @@ fn encode(prompt: Prompt, add_special_tokens: bool, model: &TextModel) -> Result
     }
 }
 
+/// The text that `prompt` stands for.
+pub(super) fn text_of(prompt: Prompt, model: &TextModel) -> Result<String, ServeError> {
+    match prompt {
+        Prompt::Text(text) => Ok(text),
+        Prompt::Tokens(tokens) => model.decode(&tokens, false).map_err(text_error),
+        Prompt::Infill { prefix, suffix } => Ok(prefix + &suffix),
+        Prompt::Chat(chat) => render(&chat, model),
+    }
+}
+
 fn render(chat: &Chat, model: &TextModel) -> Result<String, ServeError> {
     let template =
         model.chat_template().ok_or_else(|| ServeError::Template("the model has no chat template".into()))?;

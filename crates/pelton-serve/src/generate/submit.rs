@@ -8,7 +8,7 @@ use pelton_text::EncodedToken;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
 use super::prepare::{self, Prepared};
-use super::{GenerateRequest, GenerateStream, ServeError};
+use super::{GenerateRequest, GenerateStream, Prompt, ServeError};
 use crate::metrics::{Counters, Outcome, RequestRecord};
 use crate::server::Server;
 
@@ -70,12 +70,17 @@ fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStr
     Ok(streams)
 }
 
-/// What `write` makes of the tokens of `text` with their places. It runs on a text thread: the list may be long.
+/// What `write` makes of the text of `prompt` and its tokens with their places. It runs on a text thread: the list may be long.
 pub(crate) async fn tokenize<R: Send + 'static>(
     server: &Server,
-    text: String,
-    write: impl FnOnce(Vec<EncodedToken>) -> R + Send + 'static,
+    prompt: Prompt,
+    add_special_tokens: bool,
+    write: impl FnOnce(String, Vec<EncodedToken>) -> R + Send + 'static,
 ) -> Result<R, ServeError> {
-    let written = server.pool().run(move |model| model.encode_with_offsets(&text, true).map(write)).await;
-    written.and_then(|written| written).map_err(prepare::text_error)
+    let written = server.pool().run(move |model| {
+        let text = prepare::text_of(prompt, model)?;
+        let tokens = model.encode_with_offsets(&text, add_special_tokens).map_err(prepare::text_error)?;
+        Ok(write(text, tokens))
+    });
+    written.await.map_err(prepare::text_error)?
 }

@@ -1,6 +1,7 @@
 //! The server over real sockets, with scripted models.
 
 mod bad_input;
+mod clouds;
 mod lifecycle;
 mod load;
 mod openai;

@@ -38,7 +38,8 @@ const FAKE_POSITIONS: usize = 8192;
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
     logging::start(args.json_output);
     check(&args)?;
-    let address = SocketAddr::new(args.hostname.unwrap_or_else(env::hostname), args.port);
+    let address =
+        SocketAddr::new(args.hostname.unwrap_or_else(env::hostname), env::vertex_port()?.unwrap_or(args.port));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SERVER_THREADS)
         .enable_all()
@@ -211,6 +212,7 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
 }
 
 fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
+    let [vertex_predict_route, vertex_health_route] = env::vertex_routes();
     ServeConfig {
         model_id: name.to_owned(),
         model_sha: args.hub.revision.clone(),
@@ -227,6 +229,9 @@ fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
         max_client_batch_size: args.max_client_batch_size,
         validation_workers: u32::from(args.validation_workers),
         payload_limit: args.payload_limit,
+        messages_api_enabled: env::messages_api_enabled(),
+        vertex_predict_route,
+        vertex_health_route,
         api_key: args.api_key.clone(),
         cors_allow_origin: args.cors_allow_origin.clone(),
         graceful_termination_timeout: Duration::from_secs(args.graceful_termination_timeout),

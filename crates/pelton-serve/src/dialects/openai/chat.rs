@@ -26,7 +26,7 @@ use crate::metrics::RequestRecord;
 use crate::server::{Server, unix_seconds};
 use crate::{body, sse, timing};
 
-pub(super) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(in crate::dialects) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let headers = request.headers().clone();
     let mut names: Names = field_name;
@@ -64,7 +64,7 @@ fn field_name_with_completion_tokens(field: Field) -> &'static str {
 // Parse.
 
 /// What the answer needs to know of the request beside the events.
-struct Asked {
+pub(in crate::dialects) struct Asked {
     id: String,
     model: String,
     stream: bool,
@@ -73,7 +73,11 @@ struct Asked {
     tokens_as_ids: bool,
 }
 
-fn parse(wire: ChatRequest, headers: &HeaderMap, server: &Server) -> Result<(GenerateRequest, Asked), ServeError> {
+pub(in crate::dialects) fn parse(
+    wire: ChatRequest,
+    headers: &HeaderMap,
+    server: &Server,
+) -> Result<(GenerateRequest, Asked), ServeError> {
     refuse_unsupported(&wire)?;
     let fields = &wire.sampling;
     sampling::refuse_unsupported(fields)?;

@@ -28,7 +28,7 @@ use crate::{body, sse, timing};
 /// Tokens generated when the request does not say.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-pub(super) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(in crate::dialects) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let headers = request.headers().clone();
     let answer = async {

@@ -3,8 +3,8 @@
 //! Where it differs from vLLM on purpose: errors before a stream begins have their HTTP status; more work than fits is refused with 429 at
 //! once; `n` above 1 is allowed with greedy sampling; `suffix` fills in the middle; a wrong key is told as an error object.
 
-mod chat;
-mod completions;
+pub(super) mod chat;
+pub(super) mod completions;
 mod models;
 mod sampling;
 

@@ -1,47 +1,26 @@
-//! The dialect of text-generation-inference: parse, chunk, whole, refusal; and its routes.
-//!
-//! Where it differs from TGI 3.3 on purpose: errors before a stream begins have their HTTP status; every error is JSON and names field, limit
-//! and value; `top_p` and `typical_p` of 1 are taken (and change nothing); stop strings are found anywhere, not only at the end of a token, and
-//! the text ends with them; prompt details need no server setting; `max_new_tokens` beyond the context is refused.
+//! `/generate`, `/generate_stream` and `POST /`: parse, whole, chunk.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
-use http::{StatusCode, Uri};
 use pelton_protocol::tgi::{
-    BestOfSequence, Details, ErrorBody, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
-    GenerateResponse, Info, PrefillToken, StreamDetails, StreamResponse, Token, TokenizedToken,
+    BestOfSequence, Details, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
+    GenerateResponse, PrefillToken, StreamDetails, StreamResponse, Token,
 };
-use pelton_text::{EncodedToken, TextModel};
-use tower_http::catch_panic::CatchPanicLayer;
+use pelton_text::TextModel;
 
+use super::{refusal_body, refuse};
 use crate::generate::{
     Choice, Defaults, DetailsRequest, Field, FinishReason, GenerateEvent, GenerateRequest, GenerateStream,
     GeneratedToken, Generation, Prompt, SamplingRequest, ServeError, StoppingRequest, submit,
 };
 use crate::metrics::RequestRecord;
 use crate::server::Server;
-use crate::{ServeConfig, body, health, refusal, sse, timing};
+use crate::{ServeConfig, body, sse, timing};
 
-pub(super) fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .route("/", post(compat).get(health::health))
-        .route("/generate", post(generate))
-        .route("/generate_stream", post(generate_stream))
-        .route("/info", get(info))
-        .route("/tokenize", post(tokenize))
-        .merge(health::routes())
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(CatchPanicLayer::custom(panicked))
-}
-
-async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(super) async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let answer = async {
         let wire = body::read_json(&server, request).await?;
@@ -51,7 +30,7 @@ async fn generate(State(server): State<Arc<Server>>, request: Request) -> Respon
     answer.await.map(|(headers, body)| (headers, Json(body)).into_response()).unwrap_or_else(|e| refuse(&server, &e))
 }
 
-async fn generate_stream(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(super) async fn generate_stream(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let answer = async {
         let wire = body::read_json(&server, request).await?;
@@ -62,7 +41,7 @@ async fn generate_stream(State(server): State<Arc<Server>>, request: Request) ->
 }
 
 /// `POST /`: the body says whether to stream, and the whole answer is wrapped in an array.
-async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response {
+pub(in crate::dialects) async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response {
     let arrived_at = Instant::now();
     let answer = async {
         let mut wire: WireRequest = body::read_json(&server, request).await?;
@@ -78,48 +57,10 @@ async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response
     answer.await.unwrap_or_else(|error| refuse(&server, &error))
 }
 
-async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let answer = async {
-        let wire: WireRequest = body::read_json(&server, request).await?;
-        let json = crate::generate::tokenize(&server, wire.inputs, |tokens| {
-            let token = |EncodedToken { id, text, start, stop }| TokenizedToken { id, text, start, stop };
-            serde_json::to_vec(&tokens.into_iter().map(token).collect::<Vec<_>>())
-        });
-        let json = json.await?.map_err(|error| {
-            tracing::error!(%error, "tokens could not be written");
-            ServeError::Internal
-        })?;
-        body::long_answer(server.body_memory(), server.config().payload_limit, json)
-    };
-    answer.await.unwrap_or_else(|error| refuse(&server, &error))
-}
-
-async fn info(State(server): State<Arc<Server>>) -> Json<Info> {
-    let (config, limits) = (server.config(), server.limits());
-    Json(Info {
-        model_id: config.model_id.clone(),
-        model_sha: config.model_sha.clone(),
-        model_pipeline_tag: config.model_pipeline_tag.clone(),
-        model_dtype: Some(config.model_dtype.clone()),
-        model_device_type: Some(config.model_device_type.clone()),
-        max_concurrent_requests: config.max_concurrent_requests,
-        max_best_of: config.max_best_of,
-        max_stop_sequences: config.max_stop_sequences,
-        max_input_tokens: limits.max_input_tokens,
-        max_total_tokens: limits.max_total_tokens,
-        validation_workers: config.validation_workers,
-        max_client_batch_size: config.max_client_batch_size,
-        router: env!("CARGO_PKG_NAME").into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        sha: None,
-        docker_label: None,
-    })
-}
-
 // Parse.
 
 /// What the answer needs to know of the request beside the events.
-struct Asked {
+pub(in crate::dialects) struct Asked {
     /// `inputs`, if the text shall begin with it.
     full_text: Option<String>,
     details: bool,
@@ -130,12 +71,16 @@ struct Asked {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Delivery {
+pub(in crate::dialects) enum Delivery {
     Whole,
     Stream,
 }
 
-fn parse(wire: WireRequest, config: &ServeConfig, delivery: Delivery) -> Result<(GenerateRequest, Asked), ServeError> {
+pub(in crate::dialects) fn parse(
+    wire: WireRequest,
+    config: &ServeConfig,
+    delivery: Delivery,
+) -> Result<(GenerateRequest, Asked), ServeError> {
     let parameters = wire.parameters;
     check(&parameters, config, delivery)?;
     let GenerateParameters { best_of, do_sample, temperature, top_k, top_p, typical_p, .. } = parameters;
@@ -249,9 +194,9 @@ fn check(parameters: &GenerateParameters, config: &ServeConfig, delivery: Delive
 
 // Whole.
 
-type Headers = axum::response::AppendHeaders<Vec<(http::HeaderName, http::HeaderValue)>>;
+pub(in crate::dialects) type Headers = axum::response::AppendHeaders<Vec<(http::HeaderName, http::HeaderValue)>>;
 
-async fn whole(
+pub(in crate::dialects) async fn whole(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: &Asked,
@@ -414,80 +359,6 @@ impl sse::Chunks for Chunks {
     fn error(&mut self, error: &ServeError, out: &mut Vec<u8>) {
         sse::write(&refusal_body(error).1, out);
     }
-}
-
-// Refusal.
-
-fn refuse(server: &Server, error: &ServeError) -> Response {
-    let (status, body) = refusal_body(error);
-    refusal::response(server, error, status, &body)
-}
-
-fn refusal_body(error: &ServeError) -> (StatusCode, ErrorBody) {
-    let validation = |message: String| format!("Input validation error: {message}");
-    let (status, message, error_type) = match error {
-        ServeError::Syntax(_) => (StatusCode::BAD_REQUEST, error.to_string(), "validation"),
-        ServeError::BodyIncomplete(_) => (StatusCode::REQUEST_TIMEOUT, error.to_string(), "validation"),
-        ServeError::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, error.to_string(), "validation"),
-        ServeError::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string(), "validation"),
-        ServeError::Invalid(invalid) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, validation(invalid.message(field_name)), "validation")
-        }
-        ServeError::Shape { .. } | ServeError::Unsupported { .. } | ServeError::Conflict { .. } => {
-            (StatusCode::UNPROCESSABLE_ENTITY, validation(error.to_string()), "validation")
-        }
-        ServeError::Template(reason) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, format!("Template error: {reason}"), "template_error")
-        }
-        ServeError::UnknownModel(_) | ServeError::NotFound(_) => {
-            (StatusCode::NOT_FOUND, error.to_string(), "not_found")
-        }
-        ServeError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, error.to_string(), "method_not_allowed"),
-        ServeError::Unauthorized => (StatusCode::UNAUTHORIZED, error.to_string(), "unauthorized"),
-        ServeError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "Model is overloaded".into(), "overloaded"),
-        ServeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "unavailable"),
-        ServeError::EngineFailed => {
-            (StatusCode::FAILED_DEPENDENCY, format!("Request failed during generation: {error}"), "generation")
-        }
-        ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "internal"),
-    };
-    (status, ErrorBody { error: message, error_type: error_type.into() })
-}
-
-fn field_name(field: Field) -> &'static str {
-    match field {
-        Field::Prompt => "inputs",
-        Field::MaxTokens => "max_new_tokens",
-        Field::MinTokens => "min_new_tokens",
-        Field::Temperature => "temperature",
-        Field::TopK => "top_k",
-        Field::TopP => "top_p",
-        Field::MinP => "min_p",
-        Field::TypicalP => "typical_p",
-        Field::RepetitionPenalty => "repetition_penalty",
-        Field::FrequencyPenalty => "frequency_penalty",
-        Field::PresencePenalty => "presence_penalty",
-        Field::LogitBias => "logit_bias",
-        Field::Stop => "stop",
-        Field::StopTokens => "stop_token_ids",
-        Field::Choices | Field::BestOf => "best_of",
-        Field::TopTokens => "top_n_tokens",
-        Field::Truncate => "truncate",
-    }
-}
-
-async fn not_found(State(server): State<Arc<Server>>, uri: Uri) -> Response {
-    refuse(&server, &ServeError::NotFound(uri.path().chars().take(200).collect()))
-}
-
-async fn method_not_allowed(State(server): State<Arc<Server>>, method: http::Method) -> Response {
-    refuse(&server, &ServeError::MethodNotAllowed(method.to_string()))
-}
-
-/// A handler panicked: a bug, told to the log by the panic itself. The server goes on.
-pub(super) fn panicked(_panic: Box<dyn Any + Send>) -> Response {
-    let (status, body) = refusal_body(&ServeError::Internal);
-    (status, Json(body)).into_response()
 }
 
 #[cfg(test)]
