@@ -1,15 +1,14 @@
 //! Environment variables that no flag stands for. Those of flags are named beside the flag; nothing else is read anywhere.
 
 use std::env;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 /// `HOSTNAME`, when it is an address: containers set it to their name, which is nothing to listen on.
-pub fn hostname() -> IpAddr {
-    let address = env::var("HOSTNAME").ok().and_then(|value| value.parse().ok());
-    address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+pub fn hostname() -> Option<IpAddr> {
+    env::var("HOSTNAME").ok()?.parse().ok()
 }
 
 /// `HF_API_TOKEN` and `HUGGING_FACE_HUB_TOKEN`: older names of `HF_TOKEN`.

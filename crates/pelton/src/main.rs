@@ -6,24 +6,35 @@ mod commands;
 mod demo;
 mod env;
 mod logging;
+mod program;
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::Parser;
 
+use crate::args::serve::ServeArgs;
 use crate::args::{Args, Command};
+use crate::program::Program;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let result = match args.command {
-        Command::Serve(args) => commands::serve::run(*args),
-        Command::Bench(args) => commands::bench::run(*args),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Quantize(args) => commands::quantize::run(&args),
-        Command::Kernels(args) => commands::kernels::run(&args),
+    let program = Program::called(std::env::args_os().next().as_deref());
+    let result = match program {
+        Program::Pelton => run(Args::parse().command),
+        Program::Launcher => commands::serve::run(ServeArgs::of_launcher(), program),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve(args) => commands::serve::run(*args, Program::Pelton),
+        Command::Bench(args) => commands::bench::run(*args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Kernels(args) => commands::kernels::run(&args),
+    }
 }

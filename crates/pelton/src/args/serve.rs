@@ -1,12 +1,13 @@
-//! Flags and environment variables of `pelton serve`.
+//! Flags and environment variables of `pelton serve`, which are also those of `text-generation-launcher`.
 
-use std::net::IpAddr;
-use std::time::Duration;
+pub mod batching;
+pub mod fake;
+pub mod limits;
+pub mod listen;
 
-use clap::Args;
+use clap::{Args, Command, FromArgMatches};
 
 use super::compute::{ComputeArgs, PrecisionArgs};
-use super::duration::duration;
 use super::hub::HubArgs;
 
 #[derive(Debug, Args)]
@@ -23,94 +24,46 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub precision: PrecisionArgs,
 
-    /// Address to listen on. 0.0.0.0 makes the server reachable from other machines. The environment variable HOSTNAME counts
-    /// when it is an address (containers set it to a name). Default: 127.0.0.1.
-    #[arg(long)]
-    pub hostname: Option<IpAddr>,
+    #[command(flatten)]
+    pub listen: listen::ListenArgs,
 
-    /// Port to listen on; 0 takes a free one and prints it.
-    #[arg(long, short, env = "PORT", default_value_t = 3000)]
-    pub port: u16,
+    #[command(flatten)]
+    pub limits: limits::LimitArgs,
 
-    /// Requests inside the server at once, running and queued; each choice and each prompt of a list counts. More are told to come
-    /// back later (429, Retry-After).
-    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub max_concurrent_requests: u32,
-
-    /// Longest prompt in tokens. Default: one less than --max-total-tokens.
-    #[arg(long, env = "MAX_INPUT_TOKENS", alias = "max-input-length", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_input_tokens: Option<u32>,
-
-    /// Longest prompt plus answer in tokens. Default: what the model was made for. Less lets more requests share the memory.
-    #[arg(long, env = "MAX_TOTAL_TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
-    pub max_total_tokens: Option<u32>,
-
-    /// Tokens computed in one step, of all sequences together. More computes long prompts faster; less keeps the gaps between the
-    /// tokens of running answers short while a prompt is computed.
-    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub max_batch_prefill_tokens: u32,
-
-    /// Tokens in the KV cache, of all sequences together. Default: what --max-batch-size sequences of full length need, or what
-    /// half of the available memory holds if that is less. Less saves memory; too little preempts sequences under load.
-    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS")]
-    pub max_batch_total_tokens: Option<u32>,
-
-    /// Sequences computed in one step. More gives more tokens per second in total and fewer to each user.
-    #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub max_batch_size: u32,
-
-    /// Greatest `best_of` (and `n`) that a request may ask for.
-    #[arg(long, env = "MAX_BEST_OF", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=128))]
-    pub max_best_of: u16,
-
-    /// Most stop strings in a request.
-    #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 16)]
-    pub max_stop_sequences: u32,
-
-    /// Most alternatives listed for each token (`top_n_tokens`, `logprobs`, `top_logprobs`).
-    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=200))]
-    pub max_top_n_tokens: u8,
-
-    /// Most prompts in one /v1/completions request.
-    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub max_client_batch_size: u32,
-
-    /// Threads that turn text into tokens.
-    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub validation_workers: u16,
-
-    /// Largest request body in bytes.
-    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
-    pub payload_limit: usize,
-
-    /// Require `Authorization: Bearer KEY` for everything that generates.
-    #[arg(long, env = "API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-
-    /// Origins that browsers may call from; repeat the flag for several. Default: any.
-    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',')]
-    pub cors_allow_origin: Vec<String>,
-
-    /// Seconds that running requests get to finish after SIGTERM or Ctrl-C.
-    #[arg(long, short = 'g', env = "GRACEFUL_TERMINATION_TIMEOUT", default_value_t = 90)]
-    pub graceful_termination_timeout: u64,
+    #[command(flatten)]
+    pub batching: batching::BatchArgs,
 
     /// Log as JSON lines instead of text. What is logged is set by RUST_LOG, for example RUST_LOG=debug.
     #[arg(long, env = "JSON_OUTPUT")]
     pub json_output: bool,
 
-    /// Forget computed prompts instead of finding them again when another prompt begins the same.
-    #[arg(long, env = "DISABLE_PREFIX_CACHING")]
-    pub disable_prefix_caching: bool,
-
     #[command(flatten)]
     pub compute: ComputeArgs,
 
-    /// With `--model-id fake`: time of each step.
-    #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
-    pub fake_step_cost: Duration,
+    #[command(flatten)]
+    pub fake: fake::FakeArgs,
+}
 
-    /// With `--model-id fake`: time of each token in a step.
-    #[arg(long, value_parser = duration, default_value = "0ms", value_name = "DURATION")]
-    pub fake_token_cost: Duration,
+/// Defaults of text-generation-inference where `pelton serve` has others. The address to listen on is the launcher's too.
+const LAUNCHER_DEFAULTS: [(&str, &str); 3] =
+    [("max_best_of", "2"), ("max_stop_sequences", "4"), ("max_top_n_tokens", "5")];
+
+impl ServeArgs {
+    /// Reads the command line of `text-generation-launcher`; ends the program when it makes no sense, or asks for help.
+    pub fn of_launcher() -> Self {
+        let matches = Self::launcher().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The same flags with text-generation-inference's defaults.
+    fn launcher() -> Command {
+        let command = Command::new("text-generation-launcher")
+            .version(env!("CARGO_PKG_VERSION"))
+            .about("Serves a text-generation model over HTTP: pelton under the flags and defaults of text-generation-inference")
+            .max_term_width(110);
+        let command = Self::augment_args(command);
+        LAUNCHER_DEFAULTS
+            .iter()
+            .fold(command, |command, (id, value)| command.mut_arg(id, |arg| arg.default_value(*value)))
+    }
 }

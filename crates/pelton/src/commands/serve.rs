@@ -1,7 +1,7 @@
 //! `pelton serve`: model, engine, text and server, joined.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use super::checkpoint;
 use crate::args::compute::{DtypeArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
+use crate::program::Program;
 use crate::{env, logging};
 
 /// Prints a line for the person who started the server. Nobody has to read it: a closed standard output does not end the server.
@@ -35,11 +36,11 @@ pub const BLOCK_TOKENS: u32 = 16;
 const FAKE_SCRIPT: &str = "The quick brown fox jumps over the lazy dog. ";
 const FAKE_POSITIONS: usize = 8192;
 
-pub fn run(args: ServeArgs) -> Result<ExitCode> {
+pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
     logging::start(args.json_output);
     check(&args)?;
-    let address =
-        SocketAddr::new(args.hostname.unwrap_or_else(env::hostname), env::vertex_port()?.unwrap_or(args.port));
+    let port = env::vertex_port()?.unwrap_or(args.listen.port);
+    let address = SocketAddr::new(hostname(&args, program), port);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(SERVER_THREADS)
         .enable_all()
@@ -49,15 +50,19 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     let engine = pelton_engine::start(
         loaded.model,
         EngineConfig {
-            max_step_tokens: args.max_batch_prefill_tokens,
-            max_sequences: args.max_batch_size,
-            max_queued: args.max_concurrent_requests.saturating_mul(u32::from(args.max_best_of)),
-            prefix_cache: !args.disable_prefix_caching,
+            max_step_tokens: args.batching.max_batch_prefill_tokens,
+            max_sequences: args.batching.max_batch_size,
+            max_queued: args.limits.max_concurrent_requests.saturating_mul(u32::from(args.limits.max_best_of)),
+            prefix_cache: !args.batching.disable_prefix_caching,
         },
     )
     .context("cannot start the engine")?;
     let config = serve_config(&args, &loaded.name, &loaded.dtype);
-    let pool = TextPool::new(loaded.text, usize::from(args.validation_workers), args.max_concurrent_requests as usize);
+    let pool = TextPool::new(
+        loaded.text,
+        usize::from(args.limits.validation_workers),
+        args.limits.max_concurrent_requests as usize,
+    );
     let server = Server::new(config, engine, pool)?;
     let outcome = runtime.block_on(serve(address, server, &loaded.name))?;
     Ok(match outcome {
@@ -69,6 +74,15 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// The flag, else `HOSTNAME` when it is an address, else what the program is known to listen on.
+fn hostname(args: &ServeArgs, program: Program) -> IpAddr {
+    let default = match program {
+        Program::Pelton => Ipv4Addr::LOCALHOST,
+        Program::Launcher => Ipv4Addr::UNSPECIFIED,
+    };
+    args.listen.hostname.or_else(env::hostname).unwrap_or(IpAddr::V4(default))
 }
 
 /// Threads for sockets: they only move bytes, the cores belong to the compute pool.
@@ -90,7 +104,7 @@ fn check(args: &ServeArgs) -> Result<()> {
     if let Some(flag) = precision.or(args.compute.given()).filter(|_| is_fake) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
-    if !is_fake && !(args.fake_step_cost + args.fake_token_cost).is_zero() {
+    if !is_fake && !(args.fake.fake_step_cost + args.fake.fake_token_cost).is_zero() {
         bail!("--fake-step-cost and --fake-token-cost need --model-id fake");
     }
     Ok(())
@@ -155,15 +169,15 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
         TextModel::from_files(&|name| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned())))?;
     let backend = CpuBackend::new(args.compute.config())?;
     let device = pelton_backend::Backend::describe(&backend);
-    let max_step_rows = args.max_batch_prefill_tokens as usize;
+    let max_step_rows = args.batching.max_batch_prefill_tokens as usize;
     let options = LoadOptions {
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows,
-        max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
-        max_positions: args.max_total_tokens.map(|tokens| tokens as usize),
-        kv_budget: match args.max_batch_total_tokens {
+        max_logit_rows: max_step_rows.min(args.batching.max_batch_size as usize),
+        max_positions: args.limits.max_total_tokens.map(|tokens| tokens as usize),
+        kv_budget: match args.batching.max_batch_total_tokens {
             Some(tokens) => KvBudget::Tokens(tokens as usize),
-            None => KvBudget::Sequences { count: args.max_batch_size as usize, max_fraction: 0.5 },
+            None => KvBudget::Sequences { count: args.batching.max_batch_size as usize, max_fraction: 0.5 },
         },
         show_progress: true,
         ..args.precision.load_options()?
@@ -182,31 +196,30 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
 fn fake(args: &ServeArgs) -> Result<Loaded> {
     let text = TextModel::bytes();
     let script = text.encode(FAKE_SCRIPT, false)?.into_iter().map(TokenId).collect();
-    let max_positions = args.max_total_tokens.map_or(FAKE_POSITIONS, |tokens| tokens as usize);
+    let max_positions = args.limits.max_total_tokens.map_or(FAKE_POSITIONS, |tokens| tokens as usize);
     let sequence_blocks = max_positions.div_ceil(BLOCK_TOKENS as usize);
-    let num_blocks = match args.max_batch_total_tokens {
+    let num_blocks = match args.batching.max_batch_total_tokens {
         Some(tokens) => tokens.div_ceil(BLOCK_TOKENS),
-        None => {
-            u32::try_from(sequence_blocks * args.max_batch_size as usize).context("--max-total-tokens is too large")?
-        }
+        None => u32::try_from(sequence_blocks * args.batching.max_batch_size as usize)
+            .context("--max-total-tokens is too large")?,
     };
-    let max_step_rows = args.max_batch_prefill_tokens as usize;
+    let max_step_rows = args.batching.max_batch_prefill_tokens as usize;
     let model = FakeModel::new(FakeConfig {
         vocab_size: text.vocab_size(),
         script,
-        step_cost: args.fake_step_cost,
-        row_cost: args.fake_token_cost,
+        step_cost: args.fake.fake_step_cost,
+        row_cost: args.fake.fake_token_cost,
         num_blocks,
         block_tokens: BLOCK_TOKENS,
         max_positions,
         max_step_rows,
-        max_logit_rows: max_step_rows.min(args.max_batch_size as usize),
+        max_logit_rows: max_step_rows.min(args.batching.max_batch_size as usize),
         fail_at_step: None,
     });
     say!(
         "fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing",
-        args.fake_step_cost,
-        args.fake_token_cost
+        args.fake.fake_step_cost,
+        args.fake.fake_token_cost
     );
     Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
 }
@@ -218,23 +231,23 @@ fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
         model_sha: args.hub.revision.clone(),
         model_dtype: dtype.to_owned(),
         compute_type: env::compute_type(),
-        max_concurrent_requests: args.max_concurrent_requests,
-        max_best_of: u32::from(args.max_best_of),
-        max_choices: u32::from(args.max_best_of),
-        max_stop_sequences: args.max_stop_sequences,
-        max_top_n_tokens: u32::from(args.max_top_n_tokens),
-        max_logprobs: u32::from(args.max_top_n_tokens),
-        max_input_tokens: args.max_input_tokens,
-        max_total_tokens: args.max_total_tokens,
-        max_client_batch_size: args.max_client_batch_size,
-        validation_workers: u32::from(args.validation_workers),
-        payload_limit: args.payload_limit,
+        max_concurrent_requests: args.limits.max_concurrent_requests,
+        max_best_of: u32::from(args.limits.max_best_of),
+        max_choices: u32::from(args.limits.max_best_of),
+        max_stop_sequences: args.limits.max_stop_sequences,
+        max_top_n_tokens: u32::from(args.limits.max_top_n_tokens),
+        max_logprobs: u32::from(args.limits.max_top_n_tokens),
+        max_input_tokens: args.limits.max_input_tokens,
+        max_total_tokens: args.limits.max_total_tokens,
+        max_client_batch_size: args.limits.max_client_batch_size,
+        validation_workers: u32::from(args.limits.validation_workers),
+        payload_limit: args.listen.payload_limit,
         messages_api_enabled: env::messages_api_enabled(),
         vertex_predict_route,
         vertex_health_route,
-        api_key: args.api_key.clone(),
-        cors_allow_origin: args.cors_allow_origin.clone(),
-        graceful_termination_timeout: Duration::from_secs(args.graceful_termination_timeout),
+        api_key: args.listen.api_key.clone(),
+        cors_allow_origin: args.listen.cors_allow_origin.clone(),
+        graceful_termination_timeout: Duration::from_secs(args.listen.graceful_termination_timeout),
         ..ServeConfig::default()
     }
 }
