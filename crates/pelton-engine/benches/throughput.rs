@@ -67,6 +67,7 @@ fn main() {
                     sampling: SamplingParams::default(),
                     stopping: StoppingParams { max_tokens: NUM_TOKENS, ..StoppingParams::default() },
                     report: ReportParams::default(),
+                    constraint: None,
                     num_choices: 1,
                 };
                 engine.submit(request).expect("there is room")

@@ -77,6 +77,7 @@ fn measure(logits: &Arc<[f32]>, num_users: usize, sampling: &SamplingParams, rep
                 sampling: SamplingParams { seed: index as u64, ..sampling.clone() },
                 stopping: StoppingParams { max_tokens: NUM_STEPS, ..StoppingParams::default() },
                 report,
+                constraint: None,
                 num_choices: 1,
             };
             engine.submit(request).expect("there is room")

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use pelton_backend::TokenId;
 
-/// One item of a sequence's stream. The order is `Started`, then `Token`s, then `Finished`; a stream that ends without `Finished`
-/// means that the engine failed or was stopped.
+/// One item of a sequence's stream. The order is `Started`, then `Token`s, then `Finished`, or `Failed` at any time; a stream that ends
+/// without either means that the engine failed or was stopped.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
     /// The prompt is computed; comes right before the first token.
@@ -26,6 +26,19 @@ pub enum TokenEvent {
         /// When and how much.
         timeline: Timeline,
     },
+    /// The sequence cannot go on, others can. Nothing comes after this.
+    Failed(SequenceError),
+}
+
+/// Why a sequence failed alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SequenceError {
+    /// Every token is impossible: the model's numbers are no numbers.
+    #[error("the logits name no token")]
+    NoToken,
+    /// Its constraint could not go on.
+    #[error("the grammar cannot go on: {0}")]
+    Constraint(String),
 }
 
 /// A sampled token with what was asked about it.

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use crate::sequence::{Group, Sequence, SequenceId};
 use crate::thread::{Message, Submission};
-use crate::{EngineConfig, EngineGauges, SamplingParams, TokenStream};
+use crate::{EngineConfig, EngineGauges, SamplingParams, TokenConstraint, TokenStream};
 
 /// What one request wants of the engine: already tokens, already checked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SequenceRequest {
     /// At least one token.
     pub prompt: Vec<TokenId>,
@@ -26,6 +26,8 @@ pub struct SequenceRequest {
     pub stopping: StoppingParams,
     /// What to report beside the tokens.
     pub report: ReportParams,
+    /// What may be said; each choice follows a fork of it.
+    pub constraint: Option<Box<dyn TokenConstraint>>,
     /// Sequences from the same prompt, at least one. Choice `i` draws with its own stream of `sampling.seed`.
     pub num_choices: u16,
 }
@@ -164,7 +166,7 @@ impl EngineHandle {
         self.reserve(num_choices)?;
 
         let first = self.shared.next_id.fetch_add(u64::from(num_choices), Ordering::Relaxed);
-        let SequenceRequest { prompt, sampling, mut stopping, report, .. } = request;
+        let SequenceRequest { prompt, sampling, mut stopping, report, constraint, .. } = request;
         stopping.max_tokens = max_tokens;
         let group = Arc::new(Group::new(SequenceId(first), prompt.len() as u32, sampling, stopping, report));
         let queued_at = Instant::now();
@@ -174,7 +176,7 @@ impl EngineHandle {
             let id = SequenceId(first + u64::from(choice));
             // Room for Started, every token, and Finished; the channel grows in small pieces as it is used.
             let (events, stream) = mpsc::channel(max_tokens as usize + 2);
-            let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt.clone());
+            let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt.clone(), constraint.clone());
             submissions.push(Submission { sequence, events, queued_at });
             streams.push(TokenStream::new(id, stream, self.inbox.clone()));
         }

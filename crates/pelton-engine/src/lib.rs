@@ -18,10 +18,10 @@ mod thread;
 // Readers of events need its name and nothing else of that crate.
 pub use pelton_backend::TokenId;
 
-pub use event::{FinishReason, SampledToken, Timeline, TokenEvent};
+pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
-pub use sampling::SamplingParams;
+pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask};
 pub use start::{EngineConfig, StartError, start};
 pub use stats::EngineGauges;
 pub use stream::TokenStream;

@@ -1,14 +1,14 @@
 //! One token stream being computed: what is known of it, what is computed, and where its keys and values lie.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pelton_backend::TokenId;
 
 use crate::event::SampledToken;
 use crate::kv::{BlockTable, KvBlocks};
 use crate::scheduler::{Finished, Outcome, Started};
-use crate::{FinishReason, ReportParams, SamplingParams, StoppingParams};
+use crate::{FinishReason, ReportParams, SamplingParams, SequenceError, StoppingParams, TokenConstraint};
 
 /// Order of arrival, and the name of a sequence between its stream and the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,10 +68,18 @@ pub(crate) struct Sequence {
     num_cached_tokens: Option<u32>,
     num_preemptions: u32,
     is_over: bool,
+    /// What may be said next. Locked by whoever samples the sequence, and nobody else at that time.
+    pub(crate) constraint: Option<Mutex<Box<dyn TokenConstraint>>>,
 }
 
 impl Sequence {
-    pub(crate) fn new(id: SequenceId, choice: u32, group: Arc<Group>, prompt: Vec<TokenId>) -> Self {
+    pub(crate) fn new(
+        id: SequenceId,
+        choice: u32,
+        group: Arc<Group>,
+        prompt: Vec<TokenId>,
+        constraint: Option<Box<dyn TokenConstraint>>,
+    ) -> Self {
         debug_assert_eq!(group.num_prompt_tokens as usize, prompt.len());
         // Nothing comes before the first token, so nothing foretells it.
         let prompt_logprobs = if group.report.prompt_logprobs { vec![None] } else { Vec::new() };
@@ -87,6 +95,7 @@ impl Sequence {
             num_cached_tokens: None,
             num_preemptions: 0,
             is_over: false,
+            constraint: constraint.map(Mutex::new),
         }
     }
 
@@ -171,9 +180,9 @@ impl Sequence {
     }
 
     /// Appends a sampled token, which may be the last one. Without one the sequence is over.
-    pub(crate) fn take_sample(&mut self, token: Option<SampledToken>) -> Outcome {
+    pub(crate) fn take_sample(&mut self, token: Result<SampledToken, SequenceError>) -> Outcome {
         let mut outcome = Outcome { seat: self.seat, started: None, token, finished: None };
-        let Some(token) = &outcome.token else {
+        let Ok(token) = &outcome.token else {
             self.is_over = true;
             return outcome;
         };

@@ -190,9 +190,14 @@ impl<'a> Engine<'a> {
 
     fn send(&mut self, outcome: Outcome, sampled_at: Instant) {
         let Outcome { seat, started, token, finished } = outcome;
-        let Some(token) = token else {
-            self.leave(seat);
-            return;
+        let token = match token {
+            Ok(token) => token,
+            Err(error) => {
+                if let Some(client) = self.leave(seat) {
+                    let _ = client.events.try_send(TokenEvent::Failed(error));
+                }
+                return;
+            }
         };
         let Some(client) = &mut self.clients[seat] else { return };
         let first_token_at = *client.first_token_at.get_or_insert(sampled_at);

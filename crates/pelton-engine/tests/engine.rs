@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use pelton_backend::{StepBatch, TokenId};
 use pelton_engine::{
-    EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, ReportParams, SampledToken, SamplingParams,
-    SequenceRequest, ShutdownOutcome, StartError, StoppingParams, SubmitError, Timeline, TokenEvent, TokenStream,
-    start,
+    ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, ReportParams,
+    SampledToken, SamplingParams, SequenceError, SequenceRequest, ShutdownOutcome, StartError, StoppingParams,
+    SubmitError, Timeline, TokenConstraint, TokenEvent, TokenMask, TokenStream, start,
 };
 use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
@@ -34,6 +34,7 @@ fn request(num_prompt_tokens: usize, max_tokens: u32) -> SequenceRequest {
         sampling: SamplingParams::default(),
         stopping: StoppingParams { max_tokens, ..StoppingParams::default() },
         report: ReportParams::default(),
+        constraint: None,
         num_choices: 1,
     }
 }
@@ -411,7 +412,9 @@ fn a_panic_of_the_model_is_a_failure_of_the_engine() {
 fn a_row_without_a_possible_token_ends_its_sequence_alone() {
     let engine = start(broken(), CONFIG).unwrap();
     for _ in 0..2 {
-        assert_eq!(submit_one(&engine, request(3, 5)).blocking_next(), None);
+        let mut stream = submit_one(&engine, request(3, 5));
+        assert_eq!(stream.blocking_next(), Some(TokenEvent::Failed(SequenceError::NoToken)));
+        assert_eq!(stream.blocking_next(), None);
         assert!(engine.is_alive());
     }
     assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
@@ -538,5 +541,83 @@ fn readers_that_come_and_go_on_many_threads_leave_nothing_behind() {
     all.into_iter().for_each(|stream| assert_eq!(read(stream).tokens.len(), 1));
     let gauges = engine.gauges();
     assert_eq!(gauges.blocks_used.load(Ordering::Relaxed), 0);
+    assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
+}
+
+/// Wants the tokens of a list, one after the other; then the end.
+struct Recital {
+    tokens: Vec<u32>,
+    at: usize,
+    /// Where it breaks.
+    breaks_at: Option<usize>,
+}
+
+impl Recital {
+    fn of(tokens: &[u32]) -> Box<dyn TokenConstraint> {
+        Box::new(Self { tokens: tokens.to_vec(), at: 0, breaks_at: None })
+    }
+}
+
+impl TokenConstraint for Recital {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<Ending, ConstraintError> {
+        if self.breaks_at == Some(self.at) {
+            return Err(ConstraintError("a string broke".into()));
+        }
+        self.tokens.get(self.at).into_iter().for_each(|&token| mask.allow(TokenId(token)));
+        Ok(if self.at < self.tokens.len() { Ending::No } else { Ending::Must })
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        assert_eq!(token.0, self.tokens[self.at]);
+        self.at += 1;
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn TokenConstraint> {
+        Box::new(Self { tokens: self.tokens.clone(), ..*self })
+    }
+}
+
+#[test]
+fn a_constraint_decides_what_is_said_and_when_it_ends() {
+    let engine = engine(CONFIG, fake());
+    let mut asked = request(3, 9);
+    asked.stopping.stop_tokens = vec![TokenId(7)];
+    asked.constraint = Some(Recital::of(&[2, 9, 2]));
+    let plain = submit_one(&engine, request(3, 4));
+    for (max_tokens, min_tokens, expected, reason) in [
+        (9, 0, &[2, 9, 2, 7][..], FinishReason::StopToken(TokenId(7))),
+        (9, 8, &[2, 9, 2, 7], FinishReason::StopToken(TokenId(7))),
+        (2, 0, &[2, 9], FinishReason::Length),
+    ] {
+        asked.stopping = StoppingParams { max_tokens, min_tokens, ..asked.stopping };
+        let choices = engine.submit(SequenceRequest { num_choices: 3, ..asked.clone() }).unwrap();
+        for answer in choices.into_iter().map(read) {
+            assert_eq!((answer.ids().as_slice(), answer.reason), (expected, reason));
+        }
+    }
+    assert_eq!(read(plain).ids(), [3, 4, 5, 6], "others are not concerned");
+}
+
+#[test]
+fn a_constraint_that_breaks_ends_its_sequence_alone() {
+    let engine = engine(CONFIG, fake());
+    let other = submit_one(&engine, request(3, 20));
+    let breaking = Recital { tokens: vec![1, 2, 3], at: 0, breaks_at: Some(2) };
+    let endless = Recital { tokens: vec![1, 2], at: 0, breaks_at: None };
+    for (constraint, reason) in [(breaking, "a string broke"), (endless, "no token that ends it")] {
+        let request = SequenceRequest { constraint: Some(Box::new(constraint)), ..request(1, 9) };
+        let mut stream = submit_one(&engine, request);
+        assert!(matches!(stream.blocking_next(), Some(TokenEvent::Started { .. })));
+        for token in [1, 2] {
+            let Some(TokenEvent::Token(said)) = stream.blocking_next() else { panic!("{token}") };
+            assert_eq!(said.id, TokenId(token));
+        }
+        let Some(TokenEvent::Failed(error)) = stream.blocking_next() else { panic!("it goes on") };
+        assert!(error.to_string().contains(reason), "{error}");
+        assert_eq!(stream.blocking_next(), None);
+    }
+    assert_eq!(read(other).tokens.len(), 20);
+    assert!(engine.is_alive());
     assert_eq!(engine.shutdown(later()), ShutdownOutcome::Drained);
 }

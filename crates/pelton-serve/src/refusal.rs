@@ -46,7 +46,7 @@ fn count(server: &Server, error: &ServeError) {
         ServeError::Overloaded { .. } => &counters.overloaded,
         ServeError::Template(_) => &counters.bad_template,
         // A request that the engine cut off has been counted by its record; one that came too late has not been counted and does not fail.
-        ServeError::EngineFailed | ServeError::Stopping | ServeError::Internal => return,
+        ServeError::EngineFailed | ServeError::Generation(_) | ServeError::Stopping | ServeError::Internal => return,
         _ => &counters.invalid,
     };
     counter.fetch_add(1, Relaxed);

@@ -106,7 +106,7 @@ impl Server {
             }
             Some(_) => {}
             None if self.is_stopping() => {}
-            None => tracing::error!("a sequence ended early: its logits named no token"),
+            None => tracing::error!("a sequence ended early without a reason"),
         }
     }
 

@@ -67,6 +67,7 @@ fn requests() -> Vec<SequenceRequest> {
                 },
                 stopping: StoppingParams { max_tokens: MAX_TOKENS, ..StoppingParams::default() },
                 report: ReportParams { logprobs: true, ..ReportParams::default() },
+                constraint: None,
                 num_choices: 1,
             }
         })
@@ -83,6 +84,7 @@ fn read(stream: &mut TokenStream) -> (Answer, u32) {
                 assert_eq!(answer.len(), MAX_TOKENS as usize);
                 return (answer, timeline.num_preemptions);
             }
+            TokenEvent::Failed(error) => panic!("{error}"),
         }
     }
 }

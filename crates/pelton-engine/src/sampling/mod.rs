@@ -34,6 +34,7 @@
 //! 116); touching yet another piece ahead, so that it is under way (for rows from memory 131 and 165: worse). Multiplication and
 //! addition apart would cost 18 operations instead of 12 for each weight.
 
+mod constraint;
 mod draw;
 mod exponential;
 mod params;
@@ -43,6 +44,7 @@ mod survey;
 #[cfg(test)]
 mod vocabulary_tests;
 
+pub use constraint::{ConstraintError, Ending, TokenConstraint, TokenMask};
 pub use params::SamplingParams;
 #[cfg(test)]
 pub(crate) use sampler::RowSampler;

@@ -1,16 +1,18 @@
 //! One step's logits to tokens and log-probabilities.
 //!
-//! NaN counts as impossible. A row in which every token is impossible samples nothing, which ends its sequence alone.
+//! NaN counts as impossible. A row in which every token is impossible fails, and so does a constraint that cannot go on: both end their
+//! sequence alone.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pelton_backend::TokenId;
 use pelton_model::Logits;
 
+use super::constraint::{self, TokenMask};
 use super::draw::{Candidate, draw, likelier_first, needs_total, uniform};
 use super::processors;
 use super::survey::Survey;
-use crate::event::SampledToken;
+use crate::event::{SampledToken, SequenceError};
 use crate::scheduler::{StepPlan, StepSamples};
 use crate::sequence::Sequence;
 
@@ -31,7 +33,7 @@ pub(crate) struct Sampler {
 struct SpanSamples {
     prompt_logprobs: Vec<f32>,
     /// `None` where nothing is sampled.
-    token: Option<Option<SampledToken>>,
+    token: Option<Result<SampledToken, SequenceError>>,
 }
 
 impl Sampler {
@@ -103,6 +105,7 @@ pub(crate) struct RowSampler {
     counts: Vec<u32>,
     survey: Survey,
     candidates: Vec<Candidate>,
+    mask: TokenMask,
 }
 
 impl RowSampler {
@@ -112,6 +115,7 @@ impl RowSampler {
             counts: vec![0; vocab_size],
             survey: Survey::new(pulp::Arch::new()),
             candidates: Vec::new(),
+            mask: TokenMask::default(),
         }
     }
 
@@ -121,12 +125,12 @@ impl RowSampler {
         log_probability(logits, token, self.survey.log_sum())
     }
 
-    /// Samples the token that follows `sequence`. `logits`: `[vocab]`.
-    pub(crate) fn sample(&mut self, logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+    /// Samples the token that follows `sequence`, and tells it to the sequence's constraint. `logits`: `[vocab]`.
+    pub(crate) fn sample(&mut self, logits: &[f32], sequence: &Sequence) -> Result<SampledToken, SequenceError> {
         let params = &sequence.group.sampling;
         let report = sequence.group.report;
         let reports = report.logprobs || report.top_n > 0;
-        let is_changed = self.process(logits, sequence);
+        let is_changed = self.process(logits, sequence)?;
         let Self { row, survey, candidates, .. } = self;
         let row = if is_changed { row.as_slice() } else { logits };
         // One pass for both sums, unless they are of different rows.
@@ -138,13 +142,19 @@ impl RowSampler {
             (None, false) => survey.read(row, []),
         }
         let id = if params.is_greedy() {
-            survey.likeliest(row)?
+            survey.likeliest(row)
         } else {
             let uniform = uniform(params.seed, sequence.choice, sequence.num_known());
-            draw(row, survey, params, uniform, candidates)?
+            draw(row, survey, params, uniform, candidates)
         };
+        let id = id.ok_or(SequenceError::NoToken)?;
+        if let Some(following) = &sequence.constraint
+            && !sequence.group.stopping.stop_tokens.contains(&id)
+        {
+            constraint::accept(lock(following).as_mut(), id)?;
+        }
         if !reports {
-            return Some(SampledToken { id, logprob: None, top: Vec::new() });
+            return Ok(SampledToken { id, logprob: None, top: Vec::new() });
         }
         if is_changed {
             survey.read(logits, [1.0]);
@@ -154,18 +164,19 @@ impl RowSampler {
         survey.gather_likeliest(logits, report.top_n.into(), candidates);
         candidates.sort_unstable_by(likelier_first);
         let top = candidates.iter().map(|likely| (TokenId(likely.token), (f64::from(likely.logit) - log_sum) as f32));
-        Some(SampledToken { id, logprob, top: top.collect() })
+        Ok(SampledToken { id, logprob, top: top.collect() })
     }
 
     /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
-    fn process(&mut self, logits: &[f32], sequence: &Sequence) -> bool {
+    fn process(&mut self, logits: &[f32], sequence: &Sequence) -> Result<bool, SequenceError> {
         let params = &sequence.group.sampling;
         let stopping = &sequence.group.stopping;
         let repetition = params.repetition_penalty != 1.0;
         let occurrence = params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
         let too_short = sequence.num_generated() < stopping.min_tokens && !stopping.stop_tokens.is_empty();
-        if params.logit_bias.is_empty() && !repetition && !occurrence && !too_short {
-            return false;
+        let following = sequence.constraint.as_ref();
+        if params.logit_bias.is_empty() && !repetition && !occurrence && !too_short && following.is_none() {
+            return Ok(false);
         }
         self.row.clear();
         self.row.extend_from_slice(logits);
@@ -178,10 +189,15 @@ impl RowSampler {
             let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
             processors::penalize_occurrence(&mut self.row, sequence.generated(), frequency, presence, &mut self.counts);
         }
-        if too_short {
+        if let Some(following) = following {
+            let vocab_size = logits.len();
+            let mut following = lock(following);
+            constraint::allowed(following.as_mut(), &stopping.stop_tokens, too_short, vocab_size, &mut self.mask)?;
+            self.mask.apply(&mut self.row);
+        } else if too_short {
             processors::mask(&mut self.row, &stopping.stop_tokens);
         }
-        true
+        Ok(true)
     }
 }
 
@@ -203,10 +219,10 @@ mod tests {
 
     fn sequence(sampling: SamplingParams, stopping: StoppingParams, report: ReportParams, choice: u32) -> Sequence {
         let group = Arc::new(Group::new(SequenceId(0), 2, sampling, stopping, report));
-        Sequence::new(SequenceId(choice.into()), choice, group, vec![TokenId(0), TokenId(3)])
+        Sequence::new(SequenceId(choice.into()), choice, group, vec![TokenId(0), TokenId(3)], None)
     }
 
-    fn sample(logits: &[f32], sequence: &Sequence) -> Option<SampledToken> {
+    fn sample(logits: &[f32], sequence: &Sequence) -> Result<SampledToken, SequenceError> {
         RowSampler::new(logits.len()).sample(logits, sequence)
     }
 
@@ -219,7 +235,7 @@ mod tests {
         let greedy = plain(SamplingParams::default());
         assert_eq!(sample(&[1.0, 7.0, 7.0, -2.0], &greedy).unwrap().id, TokenId(1));
         assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, -9.0, f32::NAN], &greedy).unwrap().id, TokenId(2));
-        assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN, f32::NAN], &greedy), None);
+        assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN, f32::NAN], &greedy), Err(SequenceError::NoToken));
         assert_eq!(sample(&[0.0, 0.0, f32::INFINITY, 1.0], &greedy).unwrap().id, TokenId(2));
     }
 
@@ -308,7 +324,7 @@ mod tests {
             order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
             let report = ReportParams { logprobs: true, top_n: n, prompt_logprobs: false };
             let sequence = sequence(SamplingParams::default(), StoppingParams::default(), report, 0);
-            let Some(sampled) = sample(&row, &sequence) else {
+            let Ok(sampled) = sample(&row, &sequence) else {
                 prop_assert!(order.is_empty());
                 return Ok(());
             };

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use pelton_model::ModelSpec;
 
-use crate::event::{FinishReason, SampledToken};
+use crate::event::{FinishReason, SampledToken, SequenceError};
 use crate::kv::{KvBlocks, PrefixHits};
 use crate::sequence::{Sequence, SequenceId};
 use crate::start::EngineConfig;
@@ -21,8 +21,8 @@ pub(crate) use plan::StepPlan;
 /// What was sampled in a step, in the order of its spans. Reused from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct StepSamples {
-    /// One for each span that samples; `None` when its logits named no token.
-    pub(crate) tokens: Vec<Option<SampledToken>>,
+    /// One for each span that samples.
+    pub(crate) tokens: Vec<Result<SampledToken, SequenceError>>,
     /// `num_prompt_logits` of each span.
     pub(crate) prompt_logprobs: Vec<f32>,
 }
@@ -33,8 +33,8 @@ pub(crate) struct Outcome {
     pub(crate) seat: usize,
     /// With the first token.
     pub(crate) started: Option<Started>,
-    /// `None` when the logits named no token: the sequence is over without a reason.
-    pub(crate) token: Option<SampledToken>,
+    /// Without one the sequence is over.
+    pub(crate) token: Result<SampledToken, SequenceError>,
     pub(crate) finished: Option<Finished>,
 }
 

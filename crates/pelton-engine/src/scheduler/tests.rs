@@ -9,7 +9,7 @@ use pelton_model::{Logits, ModelSpec};
 use super::*;
 use crate::sampling::{RowSampler, Sampler};
 use crate::sequence::Group;
-use crate::{ReportParams, SamplingParams, StoppingParams};
+use crate::{ConstraintError, Ending, ReportParams, SamplingParams, StoppingParams, TokenConstraint, TokenMask};
 
 /// A model that remembers: what it stores at a position is a hash of the token there and of everything that it finds stored at the
 /// positions before, and its logits are a hash of that. A wrong block, a stale one, or one row left out changes what it says.
@@ -141,6 +141,31 @@ struct Ask {
     min_tokens: u32,
     stop_tokens: Vec<TokenId>,
     report: ReportParams,
+    constraint: Option<Box<dyn TokenConstraint>>,
+}
+
+/// Forbids one token after another, in an order that depends on all that came; may always end.
+struct Whims {
+    state: u32,
+    vocab_size: u32,
+}
+
+impl TokenConstraint for Whims {
+    fn allow(&mut self, mask: &mut TokenMask) -> Result<Ending, ConstraintError> {
+        (0..self.vocab_size).for_each(|token| mask.allow(TokenId(token)));
+        mask.forbid(TokenId(self.state % self.vocab_size));
+        Ok(Ending::May)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        assert_ne!(token.0, self.state % self.vocab_size, "what is forbidden does not come");
+        self.state = self.state.wrapping_mul(5).wrapping_add(token.0 + 1) % 1009;
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn TokenConstraint> {
+        Box::new(Self { ..*self })
+    }
 }
 
 fn ask(prompt: &[u32], max_tokens: u32) -> Ask {
@@ -152,6 +177,7 @@ fn ask(prompt: &[u32], max_tokens: u32) -> Ask {
         min_tokens: 0,
         stop_tokens: Vec::new(),
         report: ReportParams::default(),
+        constraint: None,
     }
 }
 
@@ -195,10 +221,11 @@ impl World {
         let group = Arc::new(group);
         let add = |choice| {
             let id = SequenceId(first.0 + u64::from(choice));
-            let mut sequence = Sequence::new(id, choice, Arc::clone(&group), ask.prompt.clone());
+            let mut sequence =
+                Sequence::new(id, choice, Arc::clone(&group), ask.prompt.clone(), ask.constraint.clone());
             sequence.seat = id.0 as usize;
             self.scheduler.add(sequence);
-            let alone = Sequence::new(id, choice, Arc::clone(&group), ask.prompt.clone());
+            let alone = Sequence::new(id, choice, Arc::clone(&group), ask.prompt.clone(), ask.constraint.clone());
             self.expected.push(Alone::new(alone, self.spec.vocab_size));
             self.said.push(Vec::new());
             self.is_open.push(true);
@@ -467,6 +494,7 @@ fn random_ask(rng: &mut Rng, spec: &ModelSpec, earlier: &[Vec<TokenId>]) -> Ask 
         sampling.repetition_penalty = 1.3;
         sampling.frequency_penalty = 0.2;
     }
+    let whims = Whims { state: rng.u32(..1009), vocab_size: spec.vocab_size as u32 };
     Ask {
         max_tokens: rng.u32(1..=12.min((room - prompt.len()) as u32)),
         prompt,
@@ -475,6 +503,7 @@ fn random_ask(rng: &mut Rng, spec: &ModelSpec, earlier: &[Vec<TokenId>]) -> Ask 
         min_tokens: rng.u32(..3),
         stop_tokens: if rng.u8(..3) == 0 { vec![TokenId(rng.u32(..vocab_size))] } else { Vec::new() },
         report: ReportParams { logprobs: rng.bool(), top_n: rng.u8(..3), prompt_logprobs: rng.u8(..5) == 0 },
+        constraint: (rng.u8(..3) == 0).then(|| Box::new(whims) as Box<dyn TokenConstraint>),
     }
 }
 

@@ -185,6 +185,9 @@ pub enum ServeError {
     /// The engine cannot compute any more.
     #[error("the engine has failed")]
     EngineFailed,
+    /// This request cannot go on; others can.
+    #[error("{0}")]
+    Generation(String),
     /// A bug of the server.
     #[error("internal error")]
     Internal,

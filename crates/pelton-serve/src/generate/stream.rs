@@ -136,6 +136,11 @@ impl GenerateStream {
             }
             let Some((index, event)) = self.poll_choices(cx) else { return Poll::Pending };
             match event {
+                Some(TokenEvent::Failed(error)) => {
+                    tracing::warn!(%error, "a sequence failed");
+                    self.end_early();
+                    return Poll::Ready(Some(Err(ServeError::Generation(error.to_string()))));
+                }
                 Some(event) => self.take(index, event),
                 None => return Poll::Ready(Some(Err(self.fail()))),
             }
@@ -176,6 +181,8 @@ impl GenerateStream {
                 }
             }
             TokenEvent::Token(token) => self.take_token(index, token),
+            // Ends the request, which is seen to before.
+            TokenEvent::Failed(_) => {}
             TokenEvent::Finished { reason, timeline } => {
                 let reason = match self.choices[index].last.take() {
                     Some((token, reason)) => {
@@ -225,11 +232,16 @@ impl GenerateStream {
         self.ready.push_back(GenerateEvent::Finished { choice: index as u32, reason });
     }
 
-    /// The engine has let a stream go without finishing it: it failed, or was stopped.
-    fn fail(&mut self) -> ServeError {
+    /// Cancels what is not finished.
+    fn end_early(&mut self) {
         self.has_failed = true;
         self.choices.clear();
         self.tracker.failed();
+    }
+
+    /// The engine has let a stream go without finishing it: it failed, or was stopped.
+    fn fail(&mut self) -> ServeError {
+        self.end_early();
         self.tracker.server.tell_failure();
         if self.tracker.server.is_stopping() { ServeError::Stopping } else { ServeError::EngineFailed }
     }
@@ -418,6 +430,7 @@ mod tests {
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,
+            constraint: None,
             num_choices: 1,
         };
         server.engine().submit(request).expect("there is room").pop().expect("one choice")
@@ -488,7 +501,14 @@ mod tests {
         // Both are in one submission, so that the engine does not fail between them.
         let Prepared { prompts, sampling, report, .. } = prepared(1);
         let stopping = prepared(1).stopping_params(&prompts[0]);
-        let request = SequenceRequest { prompt: prompts[0].tokens.clone(), sampling, stopping, report, num_choices: 2 };
+        let request = SequenceRequest {
+            prompt: prompts[0].tokens.clone(),
+            sampling,
+            stopping,
+            report,
+            constraint: None,
+            num_choices: 2,
+        };
         for choice in server.engine().submit(request).expect("there is room") {
             assert_eq!(stream(&server, vec![choice]).next().await, Some(Err(ServeError::EngineFailed)));
         }

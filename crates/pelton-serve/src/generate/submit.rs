@@ -64,6 +64,7 @@ fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStr
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,
+            constraint: None,
             num_choices: prepared.num_choices,
         })?);
     }

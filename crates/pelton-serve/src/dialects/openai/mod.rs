@@ -153,7 +153,9 @@ fn refusal_body(error: &ServeError, names: Names) -> (StatusCode, ErrorBody) {
         ServeError::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
         ServeError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
         ServeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError"),
-        ServeError::EngineFailed | ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
+        ServeError::EngineFailed | ServeError::Generation(_) | ServeError::Internal => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError")
+        }
     };
     let message = match error {
         ServeError::Invalid(invalid) => invalid.message(names),

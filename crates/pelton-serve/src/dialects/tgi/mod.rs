@@ -69,7 +69,7 @@ fn refusal_body(error: &ServeError) -> (StatusCode, ErrorBody) {
         ServeError::Unauthorized => (StatusCode::UNAUTHORIZED, error.to_string(), "unauthorized"),
         ServeError::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "Model is overloaded".into(), "overloaded"),
         ServeError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "unavailable"),
-        ServeError::EngineFailed => {
+        ServeError::EngineFailed | ServeError::Generation(_) => {
             (StatusCode::FAILED_DEPENDENCY, format!("Request failed during generation: {error}"), "generation")
         }
         ServeError::Internal => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "internal"),
