@@ -10,6 +10,7 @@ mod answers;
 mod arrival;
 mod client;
 mod executor;
+pub mod interrupt;
 mod machine;
 pub mod merge;
 mod metric;
@@ -99,7 +100,11 @@ pub enum BenchError {
 
 impl From<Failure> for BenchError {
     fn from(failure: Failure) -> Self {
-        BenchError::Server(format!("{}: {}", failure.kind, failure.message))
+        let hint = match failure.kind {
+            ErrorKind::Connect => "; does a server listen there, and is the address right?",
+            _ => "",
+        };
+        BenchError::Server(format!("{}: {}{hint}", failure.kind, failure.message))
     }
 }
 
@@ -125,7 +130,10 @@ pub fn run(
             results = measure(plan, target, command, watch, control, &has_begun) => results,
         }
     };
-    tokio::task::LocalSet::new().block_on(&runtime, test)
+    tokio::task::LocalSet::new().block_on(&runtime, test).map_err(|error| match error {
+        BenchError::Server(problem) => BenchError::Server(format!("{}: {problem}", plan.target.url)),
+        error => error,
+    })
 }
 
 /// Returns when the test shall end and no run has begun; what has begun ends by itself and keeps its results.

@@ -350,7 +350,7 @@ fn tls_trusts_what_it_is_told_to_trust_and_nothing_else() {
 
     let mut plan = plan(format!("https://localhost:{}", address.port()), 3, 2);
     let error = try_run(&plan).expect_err("nobody signed the certificate").to_string();
-    assert!(error.starts_with("server: connect: ") && error.contains("certificate"), "{error}");
+    assert!(error.contains("connect: ") && error.contains("certificate"), "{error}");
 
     plan.target.ca = Some(file.clone());
     let results = run(&plan);

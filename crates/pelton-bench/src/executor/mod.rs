@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::BenchError;
 use crate::client::Client;
+use crate::interrupt;
 use crate::machine::CpuTime;
 use crate::plan::{Case, Limits, Shard, Waves};
 use crate::recorder::Row;
@@ -217,7 +218,7 @@ async fn keep_time(
     let interrupted = tokio::select! {
         () = tokio::time::sleep_until((began + limits.duration).into()) => false,
         // Without signals there is no interrupt to wait for.
-        Ok(()) = tokio::signal::ctrl_c() => true,
+        Ok(()) = interrupt::interrupted() => true,
         () = control.stopped() => true,
     };
     ending.stopped = Some(began.elapsed());
@@ -225,7 +226,7 @@ async fn keep_time(
     phase.send_replace(Phase::Ending);
     tokio::select! {
         () = tokio::time::sleep(limits.grace) => {}
-        Ok(()) = tokio::signal::ctrl_c() => ending.interrupted = true,
+        Ok(()) = interrupt::interrupted() => ending.interrupted = true,
         () = control.cut() => ending.interrupted = true,
     }
     phase.send_replace(Phase::Cut);

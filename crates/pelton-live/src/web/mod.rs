@@ -143,7 +143,7 @@ async fn serve(listener: std::net::TcpListener, router: axum::Router) {
 /// Makes an interrupt end the process after the run that goes on. The run itself sees the interrupt too.
 async fn leave_at_interrupt(shared: &Shared) {
     // Without signals there is no interrupt to wait for.
-    if tokio::signal::ctrl_c().await.is_ok() {
+    if pelton_bench::interrupt::interrupted().await.is_ok() {
         shared.leave();
     }
     std::future::pending::<()>().await;
