@@ -1,8 +1,8 @@
 //! The operations a decoder needs, in the order a decoder uses them.
 
 use crate::{
-    Act, AttendSpec, BackendError, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvSpec, MemoryReport, Norm,
-    RopeSpec, RouteSpec, StepBatch, Workers,
+    Act, AdapterMatrices, AttendSpec, BackendError, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvSpec,
+    MemoryReport, Norm, RopeSpec, RouteSpec, StepBatch, Workers,
 };
 
 /// What a machine can do for a decoder.
@@ -25,6 +25,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Step: Send;
     /// Which rows go to which expert, and with what weight.
     type Routes: Send;
+    /// What all adapters add to one linear.
+    type Adapters: Send + Sync;
 
     // Loading.
 
@@ -35,6 +37,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn pack(&self, parts: &[DenseWeight<'_>]) -> Result<Self::Linear, BackendError>;
     /// The same for matrices that arrive in integers: all parts have the same `in_features`, `format` and order of input features.
     fn pack_grouped(&self, parts: &[GroupedWeight<'_>]) -> Result<Self::Linear, BackendError>;
+    /// Packs what adapters add to one linear. Nothing of `matrices` is kept.
+    fn pack_adapters(&self, matrices: &AdapterMatrices<'_>) -> Result<Self::Adapters, BackendError>;
     /// Room for `max_rows` rows of `cols` columns.
     fn rows(&self, max_rows: usize, cols: usize) -> Result<Self::Rows, BackendError>;
     /// Room for `num_blocks` blocks.
@@ -66,6 +70,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn add(&self, residual: &mut Self::Rows, delta: &Self::Rows);
     /// `out = x * w^T + bias`: `x` is `[rows, in]`, `out` `[rows, out]`, `bias` `[out]`.
     fn linear(&self, x: &Self::Rows, w: &Self::Linear, bias: Option<&Self::Param>, out: &mut Self::Rows);
+    /// `out[r, columns] += scale * (x[r] A^T) B^T` for each row of a span with an adapter and each of that adapter's matrices: `x` is `[rows, in]`, `out`
+    /// `[rows, out]`, rows those of the step. Rows are never rounded. Other rows, and steps without adapters, cost nothing.
+    fn adapt(&self, step: &Self::Step, x: &Self::Rows, adapters: &Self::Adapters, out: &mut Self::Rows);
     /// Norms each head of queries and keys in place; layout as in [`HeadNorms`].
     fn norm_heads(&self, qkv: &mut Self::Rows, norms: &HeadNorms<Self::Param>);
     /// Rotates queries and keys in place by each row's position; layout and table as in [`RopeSpec`].

@@ -24,13 +24,13 @@ mod scratch;
 mod step;
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvSpec, MemoryReport,
-    Norm, RopeSpec, RouteSpec, StepBatch, Workers,
+    Act, AdapterMatrices, AttendSpec, Backend, BackendError, DenseWeight, GroupedWeight, HeadNorms, HostTensor, KvSpec,
+    MemoryReport, Norm, RopeSpec, RouteSpec, StepBatch, Workers,
 };
 
 pub use buffer::{Param, Rows};
 pub use isa::IsaChoice;
-pub use kernels::linear::PackedLinear;
+pub use kernels::linear::{PackedAdapters, PackedLinear};
 pub use kernels::route::Routes;
 pub use kv::KvCache;
 pub use step::Step;
@@ -117,6 +117,7 @@ impl Backend for CpuBackend {
     type KvCache = KvCache;
     type Step = Step;
     type Routes = Routes;
+    type Adapters = PackedAdapters;
 
     fn param(&self, data: &HostTensor<'_>) -> Result<Param, BackendError> {
         Param::new(data)
@@ -128,6 +129,10 @@ impl Backend for CpuBackend {
 
     fn pack_grouped(&self, parts: &[GroupedWeight<'_>]) -> Result<PackedLinear, BackendError> {
         PackedLinear::from_grouped(&self.pool, parts)
+    }
+
+    fn pack_adapters(&self, matrices: &AdapterMatrices<'_>) -> Result<PackedAdapters, BackendError> {
+        PackedAdapters::new(&self.pool, matrices)
     }
 
     fn rows(&self, max_rows: usize, cols: usize) -> Result<Rows, BackendError> {
@@ -196,6 +201,11 @@ impl Backend for CpuBackend {
         out.set_num_rows(x.num_rows());
         let args = linear::Linear { x: x.values(), weights: w, bias: bias.map(Param::values), num_rows: x.num_rows() };
         linear::linear(self.isa, &self.pool, &self.scratches, &args, out.values_mut());
+    }
+
+    fn adapt(&self, step: &Step, x: &Rows, adapters: &PackedAdapters, out: &mut Rows) {
+        let args = linear::Adapt { step, x: x.values(), adapters };
+        linear::adapt(self.isa, &self.pool, &self.scratches, &args, out.values_mut());
     }
 
     fn norm_heads(&self, qkv: &mut Rows, norms: &HeadNorms<Param>) {

@@ -1,6 +1,8 @@
-//! A step as the CPU takes it: the batch, and its attention cut into tiles of rows.
+//! A step as the CPU takes it: the batch, its attention cut into tiles of rows, and its rows by adapter.
 
-use pelton_backend::StepBatch;
+use std::ops::Range;
+
+use pelton_backend::{AdapterId, StepBatch};
 
 /// Rows of a span that attend together, sharing each read of keys and values.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -14,6 +16,20 @@ pub struct Step {
     pub(crate) rows_lie_apart: bool,
     /// Room in which slots are compared.
     sorted_slots: Vec<u32>,
+    /// Adapters of the step, each once, ascending.
+    pub(crate) adapted: Vec<Adapted>,
+    /// Their rows, those of one adapter in order.
+    pub(crate) adapted_rows: Vec<u32>,
+    /// Room in which spans are sorted.
+    adapted_spans: Vec<(AdapterId, u32)>,
+}
+
+/// An adapter of the step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Adapted {
+    pub adapter: AdapterId,
+    /// Its part of [`Step::adapted_rows`].
+    pub rows: Range<usize>,
 }
 
 /// Consecutive rows of one span.
@@ -36,8 +52,15 @@ impl Step {
             block_tables: Vec::new(),
             logit_rows: Vec::with_capacity(max_rows),
         };
-        let (tiles, sorted_slots) = (Vec::with_capacity(max_rows), Vec::with_capacity(max_rows));
-        Self { batch, tiles, rows_lie_apart: false, sorted_slots }
+        Self {
+            batch,
+            tiles: Vec::with_capacity(max_rows),
+            rows_lie_apart: false,
+            sorted_slots: Vec::with_capacity(max_rows),
+            adapted: Vec::new(),
+            adapted_rows: Vec::new(),
+            adapted_spans: Vec::new(),
+        }
     }
 
     pub(crate) fn begin(&mut self, batch: &StepBatch) {
@@ -49,6 +72,7 @@ impl Step {
         self.batch.block_tables.clone_from(&batch.block_tables);
         self.batch.logit_rows.clone_from(&batch.logit_rows);
         self.tiles.clear();
+        self.sort_adapted();
         self.rows_lie_apart = self.compare_rows();
         if !self.rows_lie_apart {
             return;
@@ -67,6 +91,25 @@ impl Step {
             }
         }
         self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(tile.num_rows * tile.context_len));
+    }
+
+    /// Gathers the rows of each adapter.
+    fn sort_adapted(&mut self) {
+        let Self { batch, adapted, adapted_rows, adapted_spans, .. } = self;
+        adapted.clear();
+        adapted_rows.clear();
+        adapted_spans.clear();
+        let spans = batch.spans.iter().enumerate();
+        adapted_spans.extend(spans.filter_map(|(index, span)| Some((span.adapter?, index as u32))));
+        adapted_spans.sort_unstable();
+        for spans in adapted_spans.chunk_by(|a, b| a.0 == b.0) {
+            let first = adapted_rows.len();
+            for &(_, index) in spans {
+                let span = &batch.spans[index as usize];
+                adapted_rows.extend(span.first_row..span.first_row + span.num_rows);
+            }
+            adapted.push(Adapted { adapter: spans[0].0, rows: first..adapted_rows.len() });
+        }
     }
 
     /// Whether no two units of attention write to one place: spans lie end to end over all rows, and every row has a slot of its own.
@@ -111,6 +154,22 @@ mod tests {
         assert!(!lie_apart(|batch| batch.spans[1].num_rows = 2));
         assert!(!lie_apart(|batch| batch.spans[0].context_len = 2));
         assert!(!lie_apart(|batch| batch.slots.truncate(3)));
+    }
+
+    #[test]
+    fn rows_are_gathered_by_adapter() {
+        let mut batch = StepBatch::default();
+        for (index, (rows, adapter)) in [(2, Some(5)), (1, None), (3, Some(1)), (1, Some(5))].into_iter().enumerate() {
+            let tokens = vec![TokenId(1); rows];
+            batch.push_span(&tokens, 0, &[BlockId(index as u32)], 16).adapter = adapter.map(AdapterId);
+        }
+        let mut step = Step::new(7);
+        step.begin(&batch);
+        assert_eq!(step.adapted_rows, [3, 4, 5, 0, 1, 6]);
+        let adapted = [Adapted { adapter: AdapterId(1), rows: 0..3 }, Adapted { adapter: AdapterId(5), rows: 3..6 }];
+        assert_eq!(step.adapted, adapted);
+        step.begin(&StepBatch::default());
+        assert!(step.adapted.is_empty() && step.adapted_rows.is_empty());
     }
 
     #[test]

@@ -115,3 +115,13 @@ fn attention() {
 fn attention_is_batch_invariant() {
     on_every_machine(|backend, _| conformance::attention_is_batch_invariant(backend));
 }
+
+#[test]
+fn adapters() {
+    on_every_machine(|backend, _| conformance::adapters(backend));
+}
+
+#[test]
+fn adapters_are_batch_invariant() {
+    on_every_machine(|backend, _| conformance::adapters_are_batch_invariant(backend));
+}

@@ -6,6 +6,7 @@
 //!
 //! Activations are brought in through [`Backend::embed`] of an f32 table, which is exact, and out through [`Backend::read`].
 
+mod adapters;
 mod attention;
 mod experts;
 mod grouped;
@@ -14,6 +15,7 @@ mod norms;
 mod pointwise;
 mod tolerance;
 
+pub use adapters::{adapters, adapters_are_batch_invariant};
 pub use attention::{attention, attention_is_batch_invariant};
 pub use experts::{experts, experts_are_batch_invariant};
 pub use grouped::grouped;

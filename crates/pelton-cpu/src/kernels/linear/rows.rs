@@ -39,15 +39,25 @@ pub(super) fn pack_rows<W: Copy + Default + Send>(
         let words = unsafe { packed.slice((tile * steps + first_step) * tile_rows, num_steps * tile_rows) };
         let first_row = tile * tile_rows;
         let rows = tile_rows.min(num_rows - first_row);
-        let mut strip = [W::default(); STRIP];
-        for (index, words) in words.chunks_mut(STRIP * tile_rows).enumerate() {
-            let strip = &mut strip[..words.len() / tile_rows];
-            for row in 0..rows {
-                read(first_row + row, first_step + index * STRIP, strip);
-                for (words, &word) in words.chunks_exact_mut(tile_rows).zip(&*strip) {
-                    words[row] = word;
-                }
+        lay_out(rows, tile_rows, words, |row, step, words| read(first_row + row, first_step + step, words));
+    });
+}
+
+/// Lays `rows` rows side by side in `words`, which are steps of one tile; `read(row, step, words)` counts from the first of them.
+pub(super) fn lay_out<W: Copy + Default>(
+    rows: usize,
+    tile_rows: usize,
+    words: &mut [W],
+    read: impl Fn(usize, usize, &mut [W]),
+) {
+    let mut strip = [W::default(); STRIP];
+    for (index, words) in words.chunks_mut(STRIP * tile_rows).enumerate() {
+        let strip = &mut strip[..words.len() / tile_rows];
+        for row in 0..rows {
+            read(row, index * STRIP, strip);
+            for (words, &word) in words.chunks_exact_mut(tile_rows).zip(&*strip) {
+                words[row] = word;
             }
         }
-    });
+    }
 }
