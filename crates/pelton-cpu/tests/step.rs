@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pelton_backend::{
-    Act, AttendSpec, Backend, BlockId, DType, DenseWeight, HeadNorms, HostTensor, KvFormat, KvSpec, Norm, RopeSpec,
-    RouteSpec, StepBatch, TokenId, WeightFormat,
+    Act, AdapterId, AdapterMatrices, AdapterWeight, AttendSpec, Backend, BlockId, DType, DenseWeight, HeadNorms,
+    HostTensor, KvFormat, KvSpec, Norm, RopeSpec, RouteSpec, StepBatch, TokenId, WeightFormat,
 };
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 
@@ -51,6 +51,8 @@ struct Decoder {
     table: <CpuBackend as Backend>::Linear,
     qkv: <CpuBackend as Backend>::Linear,
     qkv_bias: <CpuBackend as Backend>::Param,
+    /// Of queries and values, two of them.
+    adapters: <CpuBackend as Backend>::Adapters,
     output: <CpuBackend as Backend>::Linear,
     gate_up: <CpuBackend as Backend>::Linear,
     down: <CpuBackend as Backend>::Linear,
@@ -74,6 +76,21 @@ impl Decoder {
         };
         let (table, qkv, output) = (linear(VOCAB, HIDDEN), linear(QKV, HIDDEN), linear(HIDDEN, HEADS * HEAD_DIM));
         let (gate_up, down) = (linear(2 * INNER, HIDDEN), linear(HIDDEN, INNER));
+        let mut adapter = |adapter: u16, rank: usize, first_column: usize, columns: usize| AdapterWeight {
+            adapter: AdapterId(adapter),
+            down: HostTensor::from_f32(vec![rank, HIDDEN], &numbers(rank * HIDDEN)),
+            up: HostTensor::from_f32(vec![columns, rank], &numbers(columns * rank)),
+            scale: 0.3,
+            first_column,
+        };
+        let values = QKV - KV_HEADS * HEAD_DIM;
+        let weights = vec![
+            adapter(0, 8, 0, HEADS * HEAD_DIM),
+            adapter(0, 5, values, KV_HEADS * HEAD_DIM),
+            adapter(1, 33, values, KV_HEADS * HEAD_DIM),
+        ];
+        let adapters = AdapterMatrices::new([QKV, HIDDEN], weights, DType::BF16).unwrap();
+        let adapters = backend.pack_adapters(&adapters).unwrap();
         let param = |values: &[f32]| backend.param(&HostTensor::from_f32(vec![values.len()], values)).unwrap();
         let qkv_bias = param(&numbers(QKV));
         let norm = Norm::Rms { weight: param(&numbers(HIDDEN)), eps: 1e-6 };
@@ -93,7 +110,22 @@ impl Decoder {
         let step = backend.step(MAX_ROWS).unwrap();
         let rows = [HIDDEN, HIDDEN, QKV, HEADS * HEAD_DIM, HIDDEN, 2 * INNER, INNER, HIDDEN, VOCAB]
             .map(|cols| backend.rows(MAX_ROWS, cols).unwrap());
-        Self { table, qkv, qkv_bias, output, gate_up, down, norm, angles, kv, step, rows, host: Vec::new(), backend }
+        Self {
+            table,
+            qkv,
+            qkv_bias,
+            adapters,
+            output,
+            gate_up,
+            down,
+            norm,
+            angles,
+            kv,
+            step,
+            rows,
+            host: Vec::new(),
+            backend,
+        }
     }
 
     fn forward(&mut self, batch: &StepBatch) -> &[f32] {
@@ -105,6 +137,7 @@ impl Decoder {
         backend.embed(&self.step, &self.table, residual);
         backend.norm(residual, &self.norm, normed);
         backend.linear(normed, &self.qkv, Some(&self.qkv_bias), qkv);
+        backend.adapt(&self.step, normed, &self.adapters, qkv);
         backend.rope(&self.step, qkv, &self.angles, &rope);
         backend.attend(&self.step, qkv, &mut self.kv, 0, &attend, mixed);
         backend.linear(mixed, &self.output, None, delta);
@@ -119,6 +152,13 @@ impl Decoder {
     }
 }
 
+/// Gives each of two sequences its adapter.
+fn adapt(batch: &mut StepBatch) {
+    for (span, adapter) in batch.spans.iter_mut().zip(0..) {
+        span.adapter = Some(AdapterId(adapter));
+    }
+}
+
 /// Two sequences: a prompt of 40 tokens and one of 3, then steps of one token each.
 fn batches() -> Vec<StepBatch> {
     let tables = [[BlockId(5), BlockId(1), BlockId(9), BlockId(3)], [BlockId(0), BlockId(2), BlockId(4), BlockId(6)]];
@@ -126,12 +166,14 @@ fn batches() -> Vec<StepBatch> {
     let mut prefill = StepBatch::default();
     prefill.push_span(&(0..40).map(token).collect::<Vec<_>>(), 0, &tables[0], BLOCK_TOKENS as u32);
     prefill.push_span(&(7..10).map(token).collect::<Vec<_>>(), 0, &tables[1], BLOCK_TOKENS as u32);
+    adapt(&mut prefill);
     prefill.logit_rows = vec![39, 42];
     let decode = |i: u32| {
         let mut batch = StepBatch::default();
         batch.push_span(&[token(50 + i)], 40 + i, &tables[0], BLOCK_TOKENS as u32);
         batch.push_span(&[token(90 + i)], 3 + i, &tables[1], BLOCK_TOKENS as u32);
         batch.logit_rows = vec![0, 1];
+        adapt(&mut batch);
         batch
     };
     std::iter::once(prefill).chain((0..8).map(decode)).collect()

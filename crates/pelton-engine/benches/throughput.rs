@@ -64,6 +64,7 @@ fn main() {
             .flat_map(|index| {
                 let request = SequenceRequest {
                     prompt: vec![TokenId(index as u32 % 97); NUM_PROMPT_TOKENS],
+                    adapter: None,
                     sampling: SamplingParams::default(),
                     stopping: StoppingParams { max_tokens: NUM_TOKENS, ..StoppingParams::default() },
                     report: ReportParams::default(),

@@ -65,6 +65,7 @@ fn measure(logits: &Arc<[f32]>, num_users: usize, sampling: &SamplingParams, rep
         block_tokens: 16,
         max_step_rows: 256,
         max_logit_rows: MAX_USERS,
+        num_adapters: 0,
     };
     let model = Rows { spec, logits: logits.clone(), returned_at: None, gaps: gaps.clone(), num_rows: 0 };
     let config =
@@ -74,6 +75,7 @@ fn measure(logits: &Arc<[f32]>, num_users: usize, sampling: &SamplingParams, rep
         .flat_map(|index| {
             let request = SequenceRequest {
                 prompt: vec![TokenId(index as u32)],
+                adapter: None,
                 sampling: SamplingParams { seed: index as u64, ..sampling.clone() },
                 stopping: StoppingParams { max_tokens: NUM_STEPS, ..StoppingParams::default() },
                 report,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pelton_backend::{StepBatch, TokenId};
+use pelton_backend::{AdapterId, StepBatch, TokenId};
 use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
 /// What a [`FakeModel`] says and what it costs.
@@ -11,7 +11,8 @@ pub struct FakeConfig {
     /// Columns of a row of logits.
     pub vocab_size: usize,
     /// The row at position `p` of a sequence makes `script[(p + 1) % script.len()]` certain: the token at position `q` of any
-    /// sequence, if it is sampled, is `script[q % script.len()]`. Nothing else plays a part. Not empty, all in the vocabulary.
+    /// sequence, if it is sampled, is `script[q % script.len()]`. With adapter `a` the script is told from `a + 1` places further on. Nothing else
+    /// plays a part. Not empty, all in the vocabulary.
     pub script: Vec<TokenId>,
     /// What a step costs, whatever is in it.
     pub step_cost: Duration,
@@ -27,6 +28,8 @@ pub struct FakeConfig {
     pub max_step_rows: usize,
     /// Rows of a step whose logits can be asked for.
     pub max_logit_rows: usize,
+    /// Adapters that sequences may ask for.
+    pub num_adapters: usize,
     /// The step (counted from 0) that fails.
     pub fail_at_step: Option<u64>,
 }
@@ -44,6 +47,7 @@ impl Default for FakeConfig {
             max_positions: 4096,
             max_step_rows: 2048,
             max_logit_rows: 256,
+            num_adapters: 0,
             fail_at_step: None,
         }
     }
@@ -83,6 +87,7 @@ impl FakeModel {
             block_tokens: config.block_tokens,
             max_step_rows: config.max_step_rows,
             max_logit_rows: config.max_logit_rows,
+            num_adapters: config.num_adapters,
         };
         Self { config, spec, logits: Vec::new(), certain: Vec::new(), num_steps: 0 }
     }
@@ -106,9 +111,13 @@ impl Model for FakeModel {
             return Err(ModelError::Failed(format!("scripted failure at step {step}")));
         }
         let vocab_size = self.config.vocab_size;
+        let mut spans = batch.spans.iter().peekable();
         for (index, &row) in batch.logit_rows.iter().enumerate() {
             let position = batch.positions[row as usize] as usize;
-            let token = self.config.script[(position + 1) % self.config.script.len()].0 as usize;
+            // Rows ascend, and so do spans.
+            while spans.next_if(|span| span.first_row + span.num_rows <= row).is_some() {}
+            let shift = spans.peek().and_then(|span| span.adapter).map_or(0, |AdapterId(id)| usize::from(id) + 1);
+            let token = self.config.script[(position + 1 + shift) % self.config.script.len()].0 as usize;
             if index == self.certain.len() {
                 self.logits.resize((index + 1) * vocab_size, 0.0);
                 self.certain.push(token);

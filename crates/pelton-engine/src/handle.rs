@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use pelton_backend::TokenId;
+use pelton_backend::{AdapterId, TokenId};
 use pelton_model::ModelSpec;
 use tokio::sync::mpsc;
 
@@ -20,6 +20,8 @@ use crate::{EngineConfig, EngineGauges, SamplingParams, TokenConstraint, TokenSt
 pub struct SequenceRequest {
     /// At least one token.
     pub prompt: Vec<TokenId>,
+    /// What to compute with beside the model.
+    pub adapter: Option<AdapterId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// When to end.
@@ -81,6 +83,14 @@ pub enum SubmitError {
         token: u32,
         /// Tokens of the vocabulary.
         vocab_size: usize,
+    },
+    /// The model was loaded with fewer adapters.
+    #[error("adapter {adapter} is out of range, the model has {num_adapters}")]
+    NoSuchAdapter {
+        /// Its id.
+        adapter: u16,
+        /// How many there are.
+        num_adapters: usize,
     },
     /// Prompt and answer may not fit into the KV cache, even alone.
     #[error("prompt and answer may have {num_tokens} tokens, the KV cache has room for {limit}")]
@@ -166,9 +176,9 @@ impl EngineHandle {
         self.reserve(num_choices)?;
 
         let first = self.shared.next_id.fetch_add(u64::from(num_choices), Ordering::Relaxed);
-        let SequenceRequest { prompt, sampling, mut stopping, report, constraint, .. } = request;
+        let SequenceRequest { prompt, adapter, sampling, mut stopping, report, constraint, .. } = request;
         stopping.max_tokens = max_tokens;
-        let group = Arc::new(Group::new(SequenceId(first), prompt.len() as u32, sampling, stopping, report));
+        let group = Arc::new(Group::new(SequenceId(first), prompt.len() as u32, adapter, sampling, stopping, report));
         let queued_at = Instant::now();
         let mut streams = Vec::with_capacity(num_choices as usize);
         let mut submissions = Vec::with_capacity(num_choices as usize);
@@ -276,6 +286,11 @@ impl EngineHandle {
         let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
         if let Some(token) = request.prompt.iter().chain(biased).find(|token| token.0 as usize >= spec.vocab_size) {
             return Err(SubmitError::TokenOutOfRange { token: token.0, vocab_size: spec.vocab_size });
+        }
+        if let Some(AdapterId(adapter)) = request.adapter
+            && usize::from(adapter) >= spec.num_adapters
+        {
+            return Err(SubmitError::NoSuchAdapter { adapter, num_adapters: spec.num_adapters });
         }
         let max_tokens = (request.stopping.max_tokens as usize).min(spec.max_positions - num_prompt_tokens);
         if num_prompt_tokens + max_tokens > limit {

@@ -15,8 +15,8 @@ mod stats;
 mod stream;
 mod thread;
 
-// Readers of events need its name and nothing else of that crate.
-pub use pelton_backend::TokenId;
+// Readers of events and writers of requests need their names and nothing else of that crate.
+pub use pelton_backend::{AdapterId, TokenId};
 
 pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pelton_backend::TokenId;
+use pelton_backend::{AdapterId, TokenId};
 
 use crate::event::SampledToken;
 use crate::kv::{BlockTable, KvBlocks};
@@ -20,6 +20,7 @@ pub(crate) struct Group {
     /// The first choice; the others follow.
     pub(crate) first: SequenceId,
     pub(crate) num_prompt_tokens: u32,
+    pub(crate) adapter: Option<AdapterId>,
     pub(crate) sampling: SamplingParams,
     pub(crate) stopping: StoppingParams,
     pub(crate) report: ReportParams,
@@ -31,11 +32,12 @@ impl Group {
     pub(crate) fn new(
         first: SequenceId,
         num_prompt_tokens: u32,
+        adapter: Option<AdapterId>,
         sampling: SamplingParams,
         stopping: StoppingParams,
         report: ReportParams,
     ) -> Self {
-        Self { first, num_prompt_tokens, sampling, stopping, report, prompt_computed: AtomicBool::new(false) }
+        Self { first, num_prompt_tokens, adapter, sampling, stopping, report, prompt_computed: AtomicBool::new(false) }
     }
 
     pub(crate) fn prompt_computed(&self) -> bool {
@@ -87,10 +89,10 @@ impl Sequence {
             id,
             choice,
             seat: 0,
+            table: BlockTable::new(group.adapter),
             group,
             tokens: prompt,
             num_computed: 0,
-            table: BlockTable::default(),
             prompt_logprobs,
             num_cached_tokens: None,
             num_preemptions: 0,

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use pelton_backend::{StepBatch, TokenId};
+use pelton_backend::{AdapterId, StepBatch, TokenId};
 use pelton_engine::{
     ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, ReportParams,
     SampledToken, SamplingParams, SequenceError, SequenceRequest, ShutdownOutcome, StartError, StoppingParams,
@@ -31,6 +31,7 @@ fn engine(config: EngineConfig, fake: FakeConfig) -> EngineHandle {
 fn request(num_prompt_tokens: usize, max_tokens: u32) -> SequenceRequest {
     SequenceRequest {
         prompt: vec![TokenId(1); num_prompt_tokens],
+        adapter: None,
         sampling: SamplingParams::default(),
         stopping: StoppingParams { max_tokens, ..StoppingParams::default() },
         report: ReportParams::default(),
@@ -196,8 +197,29 @@ fn bad_requests_are_refused_with_limit_and_value() {
     outside.sampling.logit_bias = vec![(TokenId(77), 1.0)];
     let error = refusal(outside);
     assert_eq!(error.to_string(), "token 77 is out of range, the vocabulary has 16 tokens");
+    let error = refusal(SequenceRequest { adapter: Some(AdapterId(0)), ..request(3, 1) });
+    assert_eq!(error.to_string(), "adapter 0 is out of range, the model has 0");
     assert_eq!(engine.max_sequence_tokens(), 32);
     assert_eq!(read(submit_one(&engine, request(30, 2))).tokens.len(), 2, "all blocks are of use");
+}
+
+#[test]
+fn adapters_share_a_batch_and_no_blocks() {
+    let engine = engine(CONFIG, FakeConfig { num_adapters: 2, ..fake() });
+    let with = |adapter: Option<u16>| SequenceRequest { adapter: adapter.map(AdapterId), ..request(40, 3) };
+    let error = engine.submit(with(Some(2))).unwrap_err();
+    assert_eq!(error, SubmitError::NoSuchAdapter { adapter: 2, num_adapters: 2 });
+    let adapters = [None, Some(0), Some(1)];
+    // The same prompt for each: blocks of another adapter would be found here, and its own are when it comes again.
+    for num_cached_tokens in [0, 32] {
+        let streams = adapters.map(|adapter| submit_one(&engine, with(adapter)));
+        for (stream, shift) in streams.into_iter().zip(0..) {
+            let answer = read(stream);
+            let ids: Vec<u32> = answer.tokens.iter().map(|token| token.id.0).collect();
+            assert_eq!(ids, [(40 + shift) % 16, (41 + shift) % 16, (42 + shift) % 16]);
+            assert_eq!(answer.num_cached_tokens, num_cached_tokens, "adapter {shift}");
+        }
+    }
 }
 
 #[test]

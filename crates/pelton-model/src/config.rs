@@ -235,6 +235,21 @@ impl HfConfig {
         }
     }
 
+    /// Its keys, sorted.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
+    /// Whether the value of `key` is more than `null`, `false`, or an empty list or object.
+    pub(crate) fn says_something(&self, key: &str) -> bool {
+        match self.get(key) {
+            None | Some(Value::Bool(false)) => false,
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(Value::Object(values)) => !values.is_empty(),
+            Some(_) => true,
+        }
+    }
+
     /// Keys whose values are objects themselves.
     pub(crate) fn nested_keys(&self) -> impl Iterator<Item = &str> {
         self.values.iter().filter(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())

@@ -10,6 +10,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::ProgressBar;
 
+use crate::adapters;
 use crate::files::{ModelFiles, is_gguf, is_plain};
 use crate::weights::{CheckpointError, FORMATS, FileFormat, Index, listed};
 
@@ -102,6 +103,14 @@ pub enum HubError {
         /// The file that is missing.
         missing: String,
     },
+    /// The repository is no adapter.
+    #[error("{what} has no {missing}, so it is no LoRA adapter")]
+    NoAdapter {
+        /// Model and revision.
+        what: String,
+        /// The file that is missing.
+        missing: &'static str,
+    },
     /// Several GGUF files, each a model.
     #[error("{what} has {count} GGUF files: {names}; name one of them, as in {model_id}/{first}")]
     SeveralGguf {
@@ -160,6 +169,22 @@ pub fn fetch(model_id: &str, options: &HubOptions) -> Result<PathBuf, HubError> 
     if options.offline { hub.cached() } else { hub.download() }
 }
 
+/// The directory of a LoRA adapter: `id` itself when it is a path, else the snapshot of that hub repository with the two files of an adapter.
+pub fn fetch_adapter(id: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
+    if Path::new(id).exists() {
+        return Ok(PathBuf::from(id));
+    }
+    if !is_model_id(id) {
+        return Err(HubError::ModelId { model_id: id.to_owned() });
+    }
+    let revision = options.revision.as_deref().unwrap_or("main");
+    if !is_revision(revision) {
+        return Err(HubError::Revision { revision: revision.to_owned() });
+    }
+    let hub = Hub { model_id: id, gguf: None, revision, options };
+    if options.offline { hub.cached_adapter() } else { hub.download_adapter() }
+}
+
 struct Hub<'a> {
     model_id: &'a str,
     /// The one file that is wished for.
@@ -179,7 +204,8 @@ enum Weights<'a> {
 }
 
 impl Hub<'_> {
-    fn download(&self) -> Result<PathBuf, HubError> {
+    /// Asks the hub which files the revision has.
+    fn files(&self) -> Result<(Vec<String>, Downloads<'_>), HubError> {
         let cache = Cache::new(self.options.cache_dir.clone());
         let mut builder =
             ApiBuilder::from_cache(cache.clone()).with_endpoint(self.endpoint().to_owned()).with_retries(2);
@@ -191,12 +217,16 @@ impl Hub<'_> {
         if sha.is_empty() || sha.len() > 64 || !sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(self.failed(&self.what(), format!("its commit is {sha:?}")));
         }
-        let names: Vec<String> = siblings.into_iter().map(|file| file.rfilename).collect();
-        let has = |name: &str| names.iter().any(|candidate| candidate == name);
+        let names = siblings.into_iter().map(|file| file.rfilename).collect();
         let commit = Repo::with_revision(self.model_id.to_owned(), RepoType::Model, sha.clone());
         let snapshot = cache.repo(commit.clone()).pointer_path(&sha);
-        let files = Downloads { hub: self, repo: api.repo(commit), snapshot: &snapshot };
+        Ok((names, Downloads { hub: self, cache, repo: api.repo(commit), snapshot, sha }))
+    }
 
+    fn download(&self) -> Result<PathBuf, HubError> {
+        let (names, files) = self.files()?;
+        let has = |name: &str| names.iter().any(|candidate| candidate == name);
+        let snapshot = files.snapshot.clone();
         let model = match self.weights(&names)? {
             None => {
                 return Err(HubError::NoWeights {
@@ -230,9 +260,20 @@ impl Hub<'_> {
                 snapshot.clone()
             }
         };
-        let revision = Repo::with_revision(self.model_id.to_owned(), RepoType::Model, self.revision.to_owned());
-        cache.repo(revision).create_ref(&sha).map_err(|error| self.cache_error(&error))?;
+        files.finish()?;
         Ok(model)
+    }
+
+    fn download_adapter(&self) -> Result<PathBuf, HubError> {
+        let (names, files) = self.files()?;
+        for name in adapter_files(|name| names.iter().any(|candidate| candidate == name)) {
+            if !names.iter().any(|candidate| candidate == name) {
+                return Err(HubError::NoAdapter { what: self.what(), missing: name });
+            }
+            files.get(name)?;
+        }
+        files.finish()?;
+        Ok(files.snapshot)
     }
 
     /// Which of a repository's files are the weights; `None` when there are none.
@@ -261,13 +302,16 @@ impl Hub<'_> {
         }
     }
 
-    /// The snapshot in the cache, if everything that serving reads is there.
-    fn cached(&self) -> Result<PathBuf, HubError> {
-        let not_cached = |missing: &str| HubError::NotCached {
+    fn not_cached(&self, missing: &str) -> HubError {
+        HubError::NotCached {
             what: self.what(),
             missing: missing.to_owned(),
             cache_dir: self.options.cache_dir.clone(),
-        };
+        }
+    }
+
+    /// The folder of the revision's files in the cache.
+    fn cached_snapshot(&self) -> Result<PathBuf, HubError> {
         let repo = Repo::with_revision(self.model_id.to_owned(), RepoType::Model, self.revision.to_owned());
         let folder = self.options.cache_dir.join(repo.folder_name());
         let commit = match std::fs::read_to_string(folder.join("refs").join(self.revision)) {
@@ -278,25 +322,40 @@ impl Hub<'_> {
         };
         let snapshot = folder.join("snapshots").join(&commit);
         if !is_plain(&commit) || !snapshot.is_dir() {
-            return Err(not_cached("the snapshot"));
+            return Err(self.not_cached("the snapshot"));
         }
+        Ok(snapshot)
+    }
+
+    fn cached_adapter(&self) -> Result<PathBuf, HubError> {
+        let snapshot = self.cached_snapshot()?;
+        let has = |name: &str| snapshot.join(name).is_file();
+        match adapter_files(has).into_iter().find(|name| !has(name)) {
+            Some(missing) => Err(self.not_cached(missing)),
+            None => Ok(snapshot),
+        }
+    }
+
+    /// The snapshot in the cache, if everything that serving reads is there.
+    fn cached(&self) -> Result<PathBuf, HubError> {
+        let snapshot = self.cached_snapshot()?;
         let has = |name: &str| snapshot.join(name).is_file();
         let entries = std::fs::read_dir(&snapshot).map_err(|error| self.cache_error(&error))?;
         let names: Vec<String> =
             entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| has(name)).collect();
         let format = match self.weights(&names)? {
-            None => return Err(not_cached(self.gguf.unwrap_or(FORMATS[0].single))),
+            None => return Err(self.not_cached(self.gguf.unwrap_or(FORMATS[0].single))),
             Some(Weights::Gguf(file)) => return Ok(snapshot.join(file)),
             Some(Weights::Files(format)) => Some(format),
             Some(Weights::Named(_)) => None,
         };
         if !has("config.json") {
-            return Err(not_cached("config.json"));
+            return Err(self.not_cached("config.json"));
         }
         if let Some(format) = format.filter(|format| !has(format.single)) {
             let shards = shards(&snapshot, format).map_err(|error| self.cache_error(&error))?;
             if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
-                return Err(not_cached(missing));
+                return Err(self.not_cached(missing));
             }
         }
         Ok(snapshot)
@@ -349,6 +408,12 @@ impl Hub<'_> {
     }
 }
 
+/// The files of an adapter, where `has` tells which there are.
+fn adapter_files(has: impl Fn(&str) -> bool) -> [&'static str; 2] {
+    let weights = adapters::WEIGHTS.into_iter().find(|name| has(name));
+    [adapters::CONFIG, weights.unwrap_or(adapters::WEIGHTS[0])]
+}
+
 /// Names of the shards that the snapshot's index lists.
 fn shards(snapshot: &Path, format: &'static FileFormat) -> Result<Vec<String>, CheckpointError> {
     let index = Index::read(&ModelFiles::directory(snapshot)?, format)?.ok_or(CheckpointError::NoWeights)?;
@@ -358,8 +423,11 @@ fn shards(snapshot: &Path, format: &'static FileFormat) -> Result<Vec<String>, C
 /// Files of one commit on their way into the cache.
 struct Downloads<'a> {
     hub: &'a Hub<'a>,
+    cache: Cache,
     repo: ApiRepo,
-    snapshot: &'a Path,
+    snapshot: PathBuf,
+    /// The commit.
+    sha: String,
 }
 
 impl Downloads<'_> {
@@ -372,6 +440,13 @@ impl Downloads<'_> {
         let done = self.repo.download_with_progress(name, bar.clone());
         bar.finish_and_clear();
         done.map(drop).map_err(|error| self.hub.failure(&format!("{name} of {}", self.hub.what()), error))
+    }
+
+    /// Notes that the revision is this commit: its files are there.
+    fn finish(&self) -> Result<(), HubError> {
+        let Hub { model_id, revision, .. } = self.hub;
+        let repo = Repo::with_revision((*model_id).to_owned(), RepoType::Model, (*revision).to_owned());
+        self.cache.repo(repo).create_ref(&self.sha).map_err(|error| self.hub.cache_error(&error))
     }
 }
 

@@ -52,6 +52,11 @@ impl<B: Backend> Layer<B> {
         [&mut self.attention.qkv, &mut self.attention.out].into_iter().chain(self.mlp.linears_mut())
     }
 
+    /// Its linears in the order of [`crate::spec::LayerTensors::linears_of_every_row`].
+    pub(crate) fn linears_of_every_row_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
+        [&mut self.attention.qkv, &mut self.attention.out].into_iter().chain(self.mlp.linears_of_every_row_mut())
+    }
+
     /// Takes `residual` and `normed` of the workspace from this block's input to the `next` norm's.
     pub(crate) fn forward(&self, pass: &mut Pass<'_, B>, work: &mut Workspace<B>, next: &Norm<B::Param>) {
         let backend = pass.backend;
@@ -60,25 +65,25 @@ impl<B: Backend> Layer<B> {
             Arrangement::Sequential { mlp_norm } => {
                 self.attention.apply(pass, step, normed, attention, delta);
                 backend.add_norm(residual, delta, mlp_norm, normed);
-                self.mlp.apply(backend, normed, mlp, delta);
+                self.mlp.apply(backend, step, normed, mlp, delta);
             }
             Arrangement::Sandwiched { after_attention, mlp_norm, after_mlp } => {
                 self.attention.apply(pass, step, normed, attention, delta);
                 backend.norm(delta, after_attention, normed);
                 backend.add_norm(residual, normed, mlp_norm, delta);
-                self.mlp.apply(backend, delta, mlp, normed);
+                self.mlp.apply(backend, step, delta, mlp, normed);
                 backend.norm(normed, after_mlp, delta);
             }
             Arrangement::ParallelOneNorm => {
                 self.attention.apply(pass, step, normed, attention, delta);
                 backend.add(residual, delta);
-                self.mlp.apply(backend, normed, mlp, delta);
+                self.mlp.apply(backend, step, normed, mlp, delta);
             }
             Arrangement::ParallelTwoNorms { mlp_norm } => {
                 self.attention.apply(pass, step, normed, attention, delta);
                 backend.norm(residual, mlp_norm, normed);
                 backend.add(residual, delta);
-                self.mlp.apply(backend, normed, mlp, delta);
+                self.mlp.apply(backend, step, normed, mlp, delta);
             }
         }
         // Adding a block's result and norming for what comes next is one operation.
@@ -96,7 +101,7 @@ impl<B: Backend> Attention<B> {
         out: &mut B::Rows,
     ) {
         let Pass { backend, rotary, kv } = pass;
-        self.qkv.apply(*backend, x, &mut rows.qkv);
+        self.qkv.apply(*backend, step, x, &mut rows.qkv);
         if let Some(norms) = &self.head_norms {
             backend.norm_heads(&mut rows.qkv, norms);
         }
@@ -104,6 +109,6 @@ impl<B: Backend> Attention<B> {
             backend.rope(step, &mut rows.qkv, table, &rotary.spec);
         }
         backend.attend(step, &rows.qkv, kv, self.layer, &self.attend, &mut rows.mixed);
-        self.out.apply(*backend, &rows.mixed, out);
+        self.out.apply(*backend, step, &rows.mixed, out);
     }
 }

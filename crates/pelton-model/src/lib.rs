@@ -1,7 +1,7 @@
 //! Checkpoints, model families, and the decoder.
 //!
 //! Reading order: [`files`](ModelFiles) says where a model lies, [`hub`] brings it there; [`config`](HfConfig) reads what it is,
-//! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, [`load`] joins them with a backend into a
+//! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, `adapters` what is added to them, [`load`] joins them with a backend into a
 //! [`Decoder`], and [`Model`] is the decoder's face with the backend erased. [`Shape`] and [`load_random`] make models without files, [`rates`]
 //! measures how fast a model computes, [`perplexity`] how well it predicts. This crate knows no instruction set and no request.
 #![deny(unsafe_code)]
@@ -12,6 +12,7 @@ mod files;
 pub mod fuzzing;
 pub mod hub;
 
+mod adapters;
 mod config;
 mod families;
 mod rope;
@@ -34,6 +35,7 @@ pub mod rates;
 mod treatment;
 mod workspace;
 
+pub use adapters::{AdapterError, AdapterProblem, AdapterSource};
 pub use config::{ConfigError, HfConfig};
 pub use decoder::{Decoder, DecoderInfo};
 pub use families::{architectures, spec_of};

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use pelton_backend::{Backend, BackendError, DType, KvFormat, KvSpec, MemoryReport};
 
+use crate::adapters::{AdapterError, AdapterSource, Adapters, PackError};
 use crate::config::{ConfigError, HfConfig};
 use crate::decoder::{Decoder, DecoderInfo, Head};
 use crate::families::spec_of;
@@ -11,7 +12,7 @@ use crate::files::{FilesError, ModelFiles};
 use crate::formats::MatrixFormats;
 use crate::gguf::GgufWeights;
 use crate::loader::Loader;
-use crate::memory::{KvBudget, MemoryError, MemoryPlan, StepLimits};
+use crate::memory::{Kept, KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
 use crate::spec::{DecoderSpec, DecoderTensors, HeadWeight, TensorSpec};
 use crate::treatment::{Quantize, QuantizeError, Treatment};
@@ -41,6 +42,9 @@ pub enum LoadError {
     /// Its weights are damaged, or another model's.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// What is to be added to it is damaged, or another model's.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// It does not fit into memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -57,6 +61,15 @@ pub enum LoadError {
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl From<PackError> for LoadError {
+    fn from(error: PackError) -> Self {
+        match error {
+            PackError::Checkpoint(error) => error.into(),
+            PackError::Backend(error) => error.into(),
+        }
+    }
 }
 
 /// Precision of the matrices that are kept in numbers.
@@ -78,7 +91,7 @@ pub enum KvFormatChoice {
 }
 
 /// How to load a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Precision of the matrices that are kept in numbers.
     pub dtype: DTypeChoice,
@@ -96,6 +109,8 @@ pub struct LoadOptions {
     pub max_positions: Option<usize>,
     /// Size of the KV cache.
     pub kv_budget: KvBudget,
+    /// Adapters that sequences may ask for, by their place here. They are kept in the precision of matrices in numbers.
+    pub adapters: Vec<AdapterSource>,
     /// Whether to draw a bar while weights are packed; drawn on standard error, and only when that is a terminal.
     pub show_progress: bool,
 }
@@ -111,6 +126,7 @@ impl Default for LoadOptions {
             max_logit_rows: 128,
             max_positions: None,
             kv_budget: KvBudget::Fraction(0.5),
+            adapters: Vec::new(),
             show_progress: false,
         }
     }
@@ -136,15 +152,16 @@ pub fn load_random<B: Backend>(
 ) -> Result<Decoder<B>, LoadError> {
     let (architecture, spec) = spec_of(config)?;
     let limits = check_options(options, &spec)?;
-    let weights =
-        Weights { source: Box::new(RandomWeights::new(seed)), scheme: None, dtype: Some(RandomWeights::DTYPE) };
+    let adapters = Adapters::open(&options.adapters, &spec)?;
+    let source = Box::new(RandomWeights::new(seed));
+    let weights = Weights { source, adapters, scheme: None, dtype: Some(RandomWeights::DTYPE) };
     let prepared = plan(architecture, spec, weights, limits, Vec::new(), backend.memory(), options)?;
     build(prepared, backend, options)
 }
 
 /// Packs the weights of `prepared` into `backend`.
 fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> Result<Decoder<B>, LoadError> {
-    let Prepared { spec, tensors, source, formats, rounding, dtype, limits, plan, info } = prepared;
+    let Prepared { spec, tensors, source, adapters, formats, rounding, dtype, limits, plan, info } = prepared;
     let work = Workspace::new(&backend, &spec, limits)?;
 
     let bar = progress_bar(options.show_progress, plan.weights_bytes);
@@ -153,7 +170,17 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
     let vocab = tensors.vocab().map(std::slice::from_ref);
     let groups: Vec<&[TensorSpec]> = vocab.chain(tensors.linears().map(|linear| &linear.parts[..])).collect();
     let parts = reading_ahead(source, &groups, |ahead| -> Result<_, LoadError> {
-        let loader = Loader { backend: &backend, source, ahead, formats: &formats, rounding, spec: &spec, bar };
+        let loader = Loader {
+            backend: &backend,
+            source,
+            ahead,
+            formats: &formats,
+            rounding,
+            adapters: &adapters,
+            adapters_dtype: dtype,
+            spec: &spec,
+            bar,
+        };
         let embed = loader.vocab(&tensors.embed)?;
         let head = Head {
             weight: tensors.head.as_ref().map(|head| loader.vocab(head)).transpose()?,
@@ -179,6 +206,7 @@ fn build<B: Backend>(prepared: Prepared, backend: B, options: &LoadOptions) -> R
             block_tokens: plan.kv.block_tokens as u32,
             max_step_rows: limits.max_step_rows,
             max_logit_rows: limits.max_logit_rows,
+            num_adapters: adapters.len(),
         },
         info,
         plan,
@@ -209,6 +237,7 @@ struct Prepared {
     spec: DecoderSpec,
     tensors: DecoderTensors,
     source: Box<dyn TensorSource>,
+    adapters: Adapters,
     formats: MatrixFormats,
     rounding: Option<Codebook>,
     /// Of matrices that are kept in numbers.
@@ -218,9 +247,10 @@ struct Prepared {
     info: DecoderInfo,
 }
 
-/// Tensors, how they are quantised, and the precision most of their numbers are in.
+/// Tensors, what is added to them, how they are quantised, and the precision most of their numbers are in.
 struct Weights {
     source: Box<dyn TensorSource>,
+    adapters: Adapters,
     scheme: Option<Scheme>,
     dtype: Option<DType>,
 }
@@ -230,6 +260,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let config = HfConfig::parse(CONFIG, &config)?;
     let (architecture, mut spec) = spec_of(&config)?;
     let limits = check_options(options, &spec)?;
+    let adapters = Adapters::open(&options.adapters, &spec)?;
     if let Some(gguf) = files.gguf() {
         let dtype = match (options.quantize, options.dtype) {
             // What is quantised next shall not be rounded before.
@@ -240,7 +271,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
         let spec = gguf.told(spec).map_err(CheckpointError::from)?;
         let ignored = |name: &str| spec.names.ignores(name);
         let source = GgufWeights::new(gguf, &spec.tensors(), ignored, dtype).map_err(CheckpointError::from)?;
-        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source), scheme: None };
+        let weights = Weights { dtype: Some(source.dtype()), source: Box::new(source), adapters, scheme: None };
         return plan(architecture, spec, weights, limits, Vec::new(), memory, options);
     }
     let scheme = scheme_of(&config, files)?;
@@ -265,7 +296,7 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
             Box::new(quantised)
         }
     };
-    plan(architecture, spec, Weights { source, scheme, dtype }, limits, notes, memory, options)
+    plan(architecture, spec, Weights { source, adapters, scheme, dtype }, limits, notes, memory, options)
 }
 
 /// Settles what `config.json` leaves open and the names of tensors tell; returns what is worth a warning.
@@ -339,10 +370,27 @@ fn plan(
             KvFormatChoice::Auto => DType::BF16.into(),
         },
     };
-    let plan = MemoryPlan::new(&spec, &tensors, &formats, limits, kv, options.kv_budget, memory)?;
+    let kept = Kept {
+        tensors: &tensors,
+        formats: &formats,
+        num_adapters: weights.adapters.len(),
+        adapters_bytes: weights.adapters.bytes(dtype),
+    };
+    let plan = MemoryPlan::new(&spec, kept, limits, kv, options.kv_budget, memory)?;
     let num_parameters = tensors.all().map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
-    Ok(Prepared { spec, tensors, source: weights.source, formats, rounding, dtype, limits, plan, info })
+    Ok(Prepared {
+        spec,
+        tensors,
+        source: weights.source,
+        adapters: weights.adapters,
+        formats,
+        rounding,
+        dtype,
+        limits,
+        plan,
+        info,
+    })
 }
 
 fn check_options(options: &LoadOptions, spec: &DecoderSpec) -> Result<StepLimits, LoadError> {

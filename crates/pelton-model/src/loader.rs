@@ -6,14 +6,15 @@ use pelton_backend::{
     WeightFormat,
 };
 
+use crate::adapters::Adapters;
 use crate::formats::MatrixFormats;
 use crate::layer::{Arrangement, Attention, Layer, Rotary};
 use crate::load::LoadError;
 use crate::mlp::{Branch, Experts, Linear, Mlp, Shared};
 use crate::rope::Rope;
 use crate::spec::{
-    Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertsTensors, LinearTensors, MlpTensors, NormKind,
-    NormTensors, SharedTensors, TensorSpec,
+    Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertsTensors, LayerTensors, LinearTensors, MlpTensors,
+    NormKind, NormTensors, SharedTensors, TensorSpec,
 };
 use crate::weights::{Codebook, Matrix, ReadAhead, Tensor, TensorSource};
 
@@ -26,6 +27,9 @@ pub(crate) struct Loader<'a, B: Backend> {
     pub(crate) formats: &'a MatrixFormats,
     /// Of matrices of layers.
     pub(crate) rounding: Option<Codebook>,
+    /// What is added to matrices of layers, and the precision it is kept in.
+    pub(crate) adapters: &'a Adapters,
+    pub(crate) adapters_dtype: DType,
     pub(crate) spec: &'a DecoderSpec,
     pub(crate) bar: ProgressBar,
 }
@@ -33,6 +37,19 @@ pub(crate) struct Loader<'a, B: Backend> {
 impl<B: Backend> Loader<'_, B> {
     pub(crate) fn layer(&self, index: usize, tensors: &DecoderTensors) -> Result<Layer<B>, LoadError> {
         let tensors = &tensors.layers[index];
+        let mut layer = self.bare_layer(index, tensors)?;
+        for (number, (linear, tensors)) in
+            layer.linears_of_every_row_mut().zip(tensors.linears_of_every_row()).enumerate()
+        {
+            let out_features = tensors.parts.iter().map(|part| part.shape[0]).sum();
+            let shape = [out_features, tensors.parts[0].shape[1]];
+            linear.adapters = self.adapters.pack(self.backend, [index, number], shape, self.adapters_dtype)?;
+        }
+        Ok(layer)
+    }
+
+    /// A layer without adapters.
+    fn bare_layer(&self, index: usize, tensors: &LayerTensors) -> Result<Layer<B>, LoadError> {
         let (attention, own) = (&self.spec.attention, &self.spec.layers[index]);
         // A norm that the arrangement has: the tensors follow from it.
         let norm = |norm: &Option<NormTensors>| match norm {
@@ -99,7 +116,12 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, tensors: &LinearTensors) -> Result<Linear<B>, LoadError> {
-        Ok(Linear { weight: self.pack(&tensors.parts, self.rounding)?, bias: self.bias(&tensors.bias)?, inputs: None })
+        Ok(Linear {
+            weight: self.pack(&tensors.parts, self.rounding)?,
+            bias: self.bias(&tensors.bias)?,
+            adapters: None,
+            inputs: None,
+        })
     }
 
     /// The embedding or the head.

@@ -88,6 +88,10 @@ pub struct MemoryPlan {
     pub lookup_bytes: u64,
     /// How the matrices are kept.
     pub format: WeightFormats,
+    /// Adapters that sequences may ask for.
+    pub num_adapters: usize,
+    /// Their matrices; a step reads those of the adapters that it has rows of.
+    pub adapters_bytes: u64,
     /// What is known of every position: cosines and sines, or learned vectors.
     pub positions_bytes: u64,
     /// Positions in such a table: the greatest length of a sequence.
@@ -104,6 +108,15 @@ pub struct MemoryPlan {
     pub memory: MemoryReport,
 }
 
+/// What stays in memory of a model, before it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Kept<'a> {
+    pub(crate) tensors: &'a DecoderTensors,
+    pub(crate) formats: &'a MatrixFormats,
+    pub(crate) num_adapters: usize,
+    pub(crate) adapters_bytes: u64,
+}
+
 /// Rows a step may hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepLimits {
@@ -116,19 +129,21 @@ impl MemoryPlan {
     /// Distributes `memory`, or says why it cannot.
     pub(crate) fn new(
         spec: &DecoderSpec,
-        tensors: &DecoderTensors,
-        formats: &MatrixFormats,
+        kept: Kept<'_>,
         limits: StepLimits,
         kv: KvSpec,
         budget: KvBudget,
         memory: MemoryReport,
     ) -> Result<Self, MemoryError> {
+        let Kept { tensors, formats, num_adapters, adapters_bytes } = kept;
         let matrices: u64 = tensors.matrices().map(|tensor| formats.bytes(tensor)).sum();
         let vectors: u64 = tensors.vectors().map(|tensor| tensor.num_elements()).sum();
         let mut plan = Self {
             weights_bytes: matrices + vectors * 4,
             lookup_bytes: tensors.head.as_ref().map_or(0, |_| formats.bytes(&tensors.embed)),
             format: formats.summary(tensors),
+            num_adapters,
+            adapters_bytes,
             positions_bytes: positions_bytes(spec, limits.max_positions),
             max_positions: limits.max_positions,
             workspace_bytes: workspace_bytes(spec, limits),
@@ -168,7 +183,7 @@ impl MemoryPlan {
 
     /// What is needed whatever the KV cache.
     fn fixed_bytes(&self) -> u64 {
-        self.weights_bytes + self.positions_bytes + self.workspace_bytes
+        self.weights_bytes + self.adapters_bytes + self.positions_bytes + self.workspace_bytes
     }
 
     fn blocks(&self, budget: KvBudget) -> Result<u32, MemoryError> {
@@ -212,8 +227,9 @@ impl MemoryPlan {
             return Err(MemoryError::NotEnough {
                 needed: Size(needed),
                 parts: format!(
-                    "weights {}, positions {}, workspace {}, KV cache {} for {} tokens",
+                    "weights {}, adapters {}, positions {}, workspace {}, KV cache {} for {} tokens",
                     Size(self.weights_bytes),
+                    Size(self.adapters_bytes),
                     Size(self.positions_bytes),
                     Size(self.workspace_bytes),
                     Size(kv_bytes),
@@ -252,6 +268,9 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |what: &str, bytes: u64, note: String| writeln!(f, "{what:<12}{:>11}  {note}", Size(bytes));
         line("weights", self.weights_bytes, self.format.to_string())?;
+        if self.num_adapters > 0 {
+            line("adapters", self.adapters_bytes, format!("{} of them", self.num_adapters))?;
+        }
         line("positions", self.positions_bytes, format!("{} positions", self.max_positions))?;
         line("workspace", self.workspace_bytes, format!("{} rows a step", self.max_step_rows))?;
         let blocks = format!("{} blocks of {}", self.num_blocks, self.kv.block_tokens);
@@ -287,7 +306,8 @@ mod tests {
         let memory = MemoryReport { total_bytes: 1 << 30, available_bytes };
         let tensors = spec.tensors();
         let formats = MatrixFormats::new(&tensors, &RandomWeights::new(0), Treatment::AsTheyCome, DType::BF16).unwrap();
-        MemoryPlan::new(&spec, &tensors, &formats, limits, kv, budget, memory)
+        let kept = Kept { tensors: &tensors, formats: &formats, num_adapters: 2, adapters_bytes: 5000 };
+        MemoryPlan::new(&spec, kept, limits, kv, budget, memory)
     }
 
     #[test]
@@ -303,12 +323,13 @@ mod tests {
         assert_eq!(plan.kv_bytes(), 63 * 2 * 2 * 2 * 8 * 16 * 2);
         assert_eq!(
             plan.total_bytes(),
-            plan.weights_bytes + plan.positions_bytes + plan.workspace_bytes + plan.kv_bytes()
+            plan.weights_bytes + 5000 + plan.positions_bytes + plan.workspace_bytes + plan.kv_bytes()
         );
         let table = plan.to_string();
         assert!(table.contains("1008 tokens in 63 blocks of 16") && table.contains("of 1.00 GiB available"), "{table}");
         assert!(table.contains("4 sequences of 250 tokens fit"), "{table}");
-        assert_eq!(table.lines().count(), 6);
+        assert!(table.contains("adapters        4.9 KiB  2 of them"), "{table}");
+        assert_eq!(table.lines().count(), 7);
     }
 
     #[test]
@@ -322,7 +343,10 @@ mod tests {
             let tensors = spec.tensors();
             let formats =
                 MatrixFormats::new(&tensors, &RandomWeights::new(0), Treatment::Numbers, DType::BF16).unwrap();
-            MemoryPlan::new(&spec, &tensors, &formats, limits, kv, KvBudget::Tokens(64), memory).unwrap()
+            let kept = Kept { tensors: &tensors, formats: &formats, num_adapters: 0, adapters_bytes: 0 };
+            let plan = MemoryPlan::new(&spec, kept, limits, kv, KvBudget::Tokens(64), memory).unwrap();
+            assert!(!plan.to_string().contains("adapters"), "{plan}");
+            plan
         };
         // One block has an MLP of 64, the other five experts of 20 and a shared one of 12; routers are in f32.
         let moe = plan(

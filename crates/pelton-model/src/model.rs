@@ -20,6 +20,8 @@ pub struct ModelSpec {
     pub max_step_rows: usize,
     /// Rows of one step whose logits can be asked for.
     pub max_logit_rows: usize,
+    /// Adapters that sequences may ask for.
+    pub num_adapters: usize,
 }
 
 /// A step that could not be computed; the engine stops, since its state is not to be believed any more.

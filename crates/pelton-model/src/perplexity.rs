@@ -259,6 +259,7 @@ mod tests {
                 block_tokens: 16,
                 max_step_rows,
                 max_logit_rows,
+                num_adapters: 0,
             };
             Self { spec, logits: Vec::new(), rows_seen: Vec::new() }
         }

@@ -350,6 +350,7 @@ mod tests {
                 block_tokens: 4,
                 max_step_rows: plan.max_step_rows(),
                 max_logit_rows: plan.max_batch(),
+                num_adapters: 0,
             };
             Self { spec, batches: Vec::new(), logits: Vec::new() }
         }
@@ -381,6 +382,8 @@ mod tests {
             weights_bytes: 1100,
             lookup_bytes: 100,
             format: DType::BF16.into(),
+            num_adapters: 0,
+            adapters_bytes: 0,
             positions_bytes: 0,
             max_positions: 12,
             workspace_bytes: 0,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pelton_model::hub::{HubError, HubOptions, fetch};
+use pelton_model::hub::{HubError, HubOptions, fetch, fetch_adapter};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "org/tiny";
@@ -365,4 +365,28 @@ fn directories_are_taken_as_they_are_and_nonsense_is_refused() {
     assert!(error.contains("model org/tiny at revision main is not complete in"), "{error}");
     let climbing = HubOptions { revision: Some("../../x".into()), ..options };
     assert!(matches!(fetch(ID, &climbing), Err(HubError::Revision { .. })));
+}
+
+#[test]
+fn of_an_adapter_its_two_files_are_fetched() {
+    let files = [("adapter_config.json", "{}"), ("adapter_model.safetensors", "A and B"), ("tokenizer.json", "{}")];
+    let hub = Hub::serve(Repository::new(&files));
+    let cache = tempfile::tempdir().unwrap();
+    let folder = fetch_adapter(ID, &hub.options(cache.path())).unwrap();
+    assert_eq!(std::fs::read_to_string(folder.join("adapter_model.safetensors")).unwrap(), "A and B");
+    assert!(folder.join("adapter_config.json").is_file() && !folder.join("tokenizer.json").exists());
+    assert_eq!(fetch_adapter(folder.to_str().unwrap(), &hub.options(cache.path())).unwrap(), folder);
+
+    hub.take_asked();
+    let offline = HubOptions { offline: true, ..hub.options(cache.path()) };
+    assert_eq!(fetch_adapter(ID, &offline).unwrap(), folder);
+    std::fs::remove_file(folder.join("adapter_config.json")).unwrap();
+    let error = fetch_adapter(ID, &offline).unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json is missing"), "{error}");
+    assert!(hub.take_asked().is_empty());
+
+    let hub = Hub::serve(Repository::whole());
+    let error = fetch_adapter(ID, &hub.options(cache.path())).unwrap_err().to_string();
+    assert_eq!(error, format!("model {ID} at revision main has no adapter_config.json, so it is no LoRA adapter"));
+    assert!(matches!(fetch_adapter("no such/place/at all", &offline), Err(HubError::ModelId { .. })));
 }

@@ -2,9 +2,18 @@
 
 use std::time::Duration;
 
-use pelton_engine::EngineHandle;
+use pelton_engine::{AdapterId, EngineHandle};
 
 use crate::ServeRunError;
+
+/// A LoRA adapter that requests may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedAdapter {
+    /// What requests call it.
+    pub name: String,
+    /// Path or hub name of its files.
+    pub root: String,
+}
 
 /// Settings of the server, under text-generation-inference's names where it has one.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +22,8 @@ pub struct ServeConfig {
     pub model_id: String,
     /// Names that clients may ask for; the first is the one reported. Empty means `model_id`.
     pub served_model_names: Vec<String>,
+    /// Adapters of the model, in the order of their ids.
+    pub adapters: Vec<ServedAdapter>,
     /// Revision of the model, if known.
     pub model_sha: Option<String>,
     /// Task of the model on the hub, if known.
@@ -77,6 +88,7 @@ impl Default for ServeConfig {
         Self {
             model_id: "model".into(),
             served_model_names: Vec::new(),
+            adapters: Vec::new(),
             model_sha: None,
             model_pipeline_tag: None,
             model_dtype: "float32".into(),
@@ -113,6 +125,12 @@ impl ServeConfig {
     /// The name reported to clients.
     pub fn model_name(&self) -> &str {
         self.served_model_names.first().unwrap_or(&self.model_id)
+    }
+
+    /// The adapter of that name.
+    pub(crate) fn adapter(&self, name: &str) -> Option<AdapterId> {
+        let index = self.adapters.iter().position(|adapter| adapter.name == name)?;
+        u16::try_from(index).ok().map(AdapterId)
     }
 
     /// Places for connections.

@@ -18,5 +18,5 @@ mod sse;
 mod timing;
 
 pub use self::http::{ServeOutcome, ServeRunError, router, run};
-pub use config::{Limits, ServeConfig};
+pub use config::{Limits, ServeConfig, ServedAdapter};
 pub use server::Server;

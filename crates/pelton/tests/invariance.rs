@@ -59,6 +59,7 @@ fn requests() -> Vec<SequenceRequest> {
             let temperature = if index % 3 == 0 { 0.9 } else { 0.0 };
             SequenceRequest {
                 prompt,
+                adapter: None,
                 sampling: SamplingParams {
                     temperature,
                     top_p: 0.95,

@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use half::bf16;
 use pelton_backend::{
-    Act, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight, HostTensor, KvSpec, Norm, RopeSpec, StepBatch,
-    TokenId, WeightFormat,
+    Act, AdapterId, AdapterMatrices, AdapterWeight, AttendSpec, Backend, BackendError, BlockId, DType, DenseWeight,
+    HostTensor, KvSpec, Norm, RopeSpec, StepBatch, TokenId, WeightFormat,
 };
 
 use super::Extent;
@@ -80,6 +80,10 @@ const QKV_COLS: usize = (HEADS.num_heads + 2 * HEADS.num_kv_heads) * HEADS.head_
 /// Precision of keys and values.
 const KV_DTYPE: DType = DType::BF16;
 
+/// Adapters of a step, and their rank.
+const NUM_ADAPTERS: u16 = 4;
+const ADAPTER_RANK: usize = 16;
+
 /// Positions in a KV block.
 const BLOCK_TOKENS: usize = 16;
 
@@ -115,6 +119,7 @@ pub(super) fn all(backend: &CpuBackend, extent: Extent, uncached_bytes: u64) -> 
     // What is small in any case need not be kept out of caches.
     let uncached_bytes = if extent == Extent::Full { uncached_bytes } else { 0 };
     let mut cases = linears(backend, sizes, uncached_bytes)?;
+    cases.extend(adapters(backend, sizes, uncached_bytes)?);
     cases.extend(attention(backend, sizes, uncached_bytes)?);
     cases.extend(pointwise(backend, sizes)?);
     Ok(cases)
@@ -168,6 +173,57 @@ fn linears(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result<V
                 }),
             });
         }
+    }
+    Ok(cases)
+}
+
+/// Adapters of one square linear whose rows are mixed in each step.
+fn adapters(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result<Vec<Case>, BackendError> {
+    let k = sizes.hidden;
+    let numbers = made_up_matrix(ADAPTER_RANK, k);
+    let matrix = |shape: [usize; 2]| HostTensor::new(DType::BF16, shape.to_vec(), &numbers[..]);
+    let weight = |adapter: u16| {
+        Ok(AdapterWeight {
+            adapter: AdapterId(adapter),
+            down: matrix([ADAPTER_RANK, k])?,
+            up: matrix([k, ADAPTER_RANK])?,
+            scale: 1.0,
+            first_column: 0,
+        })
+    };
+    let weights = (0..NUM_ADAPTERS).map(weight).collect::<Result<_, BackendError>>()?;
+    let matrices = AdapterMatrices::new([k, k], weights, DType::BF16)?;
+    let adapter_bytes = 2 * DType::BF16.size_bytes() * ADAPTER_RANK * k;
+    let num_copies = uncached_bytes.div_ceil((usize::from(NUM_ADAPTERS) * adapter_bytes) as u64).clamp(1, 256);
+    let copies = (0..num_copies).map(|_| backend.pack_adapters(&matrices)).collect::<Result<Vec<_>, _>>()?;
+    let copies = Rc::new(copies);
+    let mut cases = Vec::new();
+    for &rows in sizes.pointwise_rows {
+        let mut batch = StepBatch::default();
+        for row in 0..rows as u32 {
+            let rows = batch.push_span(&[TokenId(0)], 0, &[BlockId(row)], BLOCK_TOKENS as u32);
+            rows.adapter = Some(AdapterId(row as u16 % NUM_ADAPTERS));
+        }
+        let step = uploaded(backend, &batch)?;
+        let (x, mut out) = (made_up_rows(backend, rows, k)?, made_up_rows(backend, rows, k)?);
+        let copies = Rc::clone(&copies);
+        let present = rows.min(usize::from(NUM_ADAPTERS));
+        let mut turn = 0;
+        cases.push(Case {
+            kernel: "adapt",
+            size: format!("{k} x {k}, rank {ADAPTER_RANK}, {present} of {NUM_ADAPTERS}"),
+            rows,
+            need: Need {
+                bytes: (present * adapter_bytes) as f64,
+                source: Source::Memory,
+                operations: 4.0 * (rows * ADAPTER_RANK * k) as f64,
+                unit: Unit::F32,
+            },
+            run: Box::new(move |backend| {
+                backend.adapt(&step, &x, &copies[turn % copies.len()], &mut out);
+                turn += 1;
+            }),
+        });
     }
     Ok(cases)
 }

@@ -260,7 +260,7 @@ mod tests {
             last = progress.share;
         })
         .expect("it fits");
-        for kernel in ["linear", "attend", "add_norm", "rope", "gate", "embed"] {
+        for kernel in ["linear", "adapt", "attend", "add_norm", "rope", "gate", "embed"] {
             assert!(report.kernels.iter().any(|row| row.kernel == kernel), "{kernel}");
         }
         assert!(report.left_out.is_empty(), "{:?}", report.left_out);

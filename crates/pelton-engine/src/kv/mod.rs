@@ -6,7 +6,7 @@ mod pool;
 mod prefix;
 mod table;
 
-use pelton_backend::{BlockId, TokenId};
+use pelton_backend::{AdapterId, BlockId, TokenId};
 
 pub(crate) use table::BlockTable;
 
@@ -73,11 +73,11 @@ impl KvBlocks {
         num_tokens.div_ceil(self.block_tokens)
     }
 
-    /// Finds the leading full blocks of `tokens` that are computed already.
-    pub(crate) fn find_prefix(&self, tokens: &[TokenId], hits: &mut PrefixHits) {
+    /// Finds the leading full blocks of `tokens` that are computed already, with the same adapter.
+    pub(crate) fn find_prefix(&self, adapter: Option<AdapterId>, tokens: &[TokenId], hits: &mut PrefixHits) {
         hits.clear();
         let Some(prefix) = &self.prefix else { return };
-        let mut parent = NodeId::ROOT;
+        let mut parent = NodeId::root(adapter);
         for block_tokens in tokens.chunks_exact(self.block_tokens as usize) {
             let Some((block, node)) = prefix.find(parent, block_tokens) else { return };
             hits.blocks.push((block, node));
@@ -157,13 +157,13 @@ mod tests {
         while table.num_blocks() < 3 {
             assert!(kv.grow(&mut table));
         }
-        kv.find_prefix(&prompt, &mut hits);
+        kv.find_prefix(None, &prompt, &mut hits);
         assert_eq!(hits.num_blocks(), 0);
         kv.publish(&mut table, &prompt, 3);
-        kv.find_prefix(&prompt, &mut hits);
+        kv.find_prefix(None, &prompt, &mut hits);
         assert_eq!((hits.num_blocks(), hits.num_free()), (1, 0));
         kv.publish(&mut table, &prompt, 5);
-        kv.find_prefix(&prompt, &mut hits);
+        kv.find_prefix(None, &prompt, &mut hits);
         assert_eq!((hits.num_blocks(), hits.num_free()), (2, 0));
         kv.check_integrity([&table].into_iter());
     }
@@ -176,13 +176,13 @@ mod tests {
         assert!(kv.grow(&mut table) && kv.grow(&mut table));
         kv.publish(&mut table, &prompt, 4);
         kv.give_back(&mut table);
-        kv.find_prefix(&prompt, &mut hits);
+        kv.find_prefix(None, &prompt, &mut hits);
         assert_eq!((hits.num_blocks(), hits.num_free()), (2, 2));
 
         let mut other = BlockTable::default();
         assert!(kv.grow(&mut other), "the block that was never used");
         assert!(kv.grow(&mut other), "the tail");
-        kv.find_prefix(&prompt, &mut hits);
+        kv.find_prefix(None, &prompt, &mut hits);
         assert_eq!(hits.num_blocks(), 1);
         kv.adopt(&mut table, &hits);
         assert!(!kv.grow(&mut other), "the head is owned again");
@@ -195,7 +195,7 @@ mod tests {
         let (mut table, mut hits) = (BlockTable::default(), PrefixHits::default());
         assert!(kv.grow(&mut table));
         kv.publish(&mut table, &tokens(&[1]), 1);
-        kv.find_prefix(&tokens(&[1]), &mut hits);
+        kv.find_prefix(None, &tokens(&[1]), &mut hits);
         assert_eq!(hits.num_blocks(), 0);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use pelton_backend::{BlockId, TokenId};
+use pelton_backend::{AdapterId, BlockId, TokenId};
 
 /// One block's place in the tree of prefixes. Never given twice, so that a place cannot be mistaken for an earlier one: when a
 /// block is forgotten, those below it are not found any more.
@@ -14,8 +14,13 @@ use pelton_backend::{BlockId, TokenId};
 pub(crate) struct NodeId(u64);
 
 impl NodeId {
-    /// Before the first block.
-    pub(crate) const ROOT: NodeId = NodeId(0);
+    /// The largest root.
+    const LAST_ROOT: NodeId = NodeId(1 + u16::MAX as u64);
+
+    /// Before the first block. What another adapter computed is no prefix, so each has a tree of its own.
+    pub(crate) fn root(adapter: Option<AdapterId>) -> Self {
+        Self(adapter.map_or(0, |AdapterId(id)| 1 + u64::from(id)))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +58,7 @@ impl<S: BuildHasher> PrefixCache<S> {
             nodes: vec![None; num_blocks],
             tokens: vec![TokenId(0); num_blocks * block_tokens],
             block_tokens,
-            last_id: NodeId::ROOT.0,
+            last_id: NodeId::LAST_ROOT.0,
         }
     }
 
@@ -123,26 +128,43 @@ mod tests {
 
     use super::*;
 
+    const ROOT: NodeId = NodeId(0);
     const A: [TokenId; 2] = [TokenId(1), TokenId(2)];
     const B: [TokenId; 2] = [TokenId(1), TokenId(3)];
 
     #[test]
     fn blocks_are_found_by_tokens_and_by_everything_before() {
         let mut cache = PrefixCache::new(4, 2);
-        let a = cache.publish(NodeId::ROOT, &A, BlockId(3)).unwrap();
+        let a = cache.publish(ROOT, &A, BlockId(3)).unwrap();
         let ab = cache.publish(a, &B, BlockId(0)).unwrap();
-        assert_eq!(cache.find(NodeId::ROOT, &A), Some((BlockId(3), a)));
+        assert_eq!(cache.find(ROOT, &A), Some((BlockId(3), a)));
         assert_eq!(cache.find(a, &B), Some((BlockId(0), ab)));
-        assert_eq!(cache.find(NodeId::ROOT, &B), None);
+        assert_eq!(cache.find(ROOT, &B), None);
         assert_eq!(cache.find(a, &A), None);
+        cache.check_integrity();
+    }
+
+    #[test]
+    fn each_adapter_has_a_tree_of_its_own() {
+        let mut cache = PrefixCache::new(8, 2);
+        let roots = [None, Some(AdapterId(0)), Some(AdapterId(1)), Some(AdapterId(u16::MAX))].map(NodeId::root);
+        for (root, block) in roots.into_iter().zip(0..) {
+            assert_eq!(cache.find(root, &A), None);
+            let node = cache.publish(root, &A, BlockId(block)).unwrap();
+            cache.publish(node, &B, BlockId(block + 4)).unwrap();
+        }
+        for (root, block) in roots.into_iter().zip(0..) {
+            let (found, node) = cache.find(root, &A).unwrap();
+            assert_eq!((found, cache.find(node, &B).unwrap().0), (BlockId(block), BlockId(block + 4)));
+        }
         cache.check_integrity();
     }
 
     #[test]
     fn the_first_of_two_equal_blocks_stays() {
         let mut cache = PrefixCache::new(4, 2);
-        let first = cache.publish(NodeId::ROOT, &A, BlockId(1)).unwrap();
-        assert_eq!(cache.publish(NodeId::ROOT, &A, BlockId(2)), Some(first));
+        let first = cache.publish(ROOT, &A, BlockId(1)).unwrap();
+        assert_eq!(cache.publish(ROOT, &A, BlockId(2)), Some(first));
         assert!(cache.knows(BlockId(1)) && !cache.knows(BlockId(2)));
         cache.check_integrity();
     }
@@ -150,10 +172,10 @@ mod tests {
     #[test]
     fn what_hung_below_a_forgotten_block_is_not_found_below_its_successor() {
         let mut cache = PrefixCache::new(4, 2);
-        let a = cache.publish(NodeId::ROOT, &A, BlockId(0)).unwrap();
+        let a = cache.publish(ROOT, &A, BlockId(0)).unwrap();
         cache.publish(a, &B, BlockId(1)).unwrap();
         cache.forget(BlockId(0));
-        let again = cache.publish(NodeId::ROOT, &A, BlockId(2)).unwrap();
+        let again = cache.publish(ROOT, &A, BlockId(2)).unwrap();
         assert_ne!(again, a);
         assert_eq!(cache.find(again, &B), None);
         cache.check_integrity();
@@ -172,11 +194,11 @@ mod tests {
     #[test]
     fn a_collision_is_a_miss() {
         let mut cache = PrefixCache::with_hasher(4, 2, BuildHasherDefault::<AlwaysSeven>::default());
-        let a = cache.publish(NodeId::ROOT, &A, BlockId(0)).unwrap();
-        assert_eq!(cache.find(NodeId::ROOT, &B), None);
+        let a = cache.publish(ROOT, &A, BlockId(0)).unwrap();
+        assert_eq!(cache.find(ROOT, &B), None);
         assert_eq!(cache.find(a, &A), None);
-        assert_eq!(cache.publish(NodeId::ROOT, &B, BlockId(1)), None);
-        assert_eq!(cache.find(NodeId::ROOT, &A), Some((BlockId(0), a)));
+        assert_eq!(cache.publish(ROOT, &B, BlockId(1)), None);
+        assert_eq!(cache.find(ROOT, &A), Some((BlockId(0), a)));
         cache.check_integrity();
     }
 }

@@ -1,12 +1,14 @@
 //! The blocks of one sequence, in order of position.
 
-use pelton_backend::BlockId;
+use pelton_backend::{AdapterId, BlockId};
 
 use super::prefix::NodeId;
 
 /// Append only, until all blocks are given back.
 #[derive(Debug, Default)]
 pub(crate) struct BlockTable {
+    /// What its blocks are computed with beside the model.
+    adapter: Option<AdapterId>,
     blocks: Vec<BlockId>,
     /// Leading full blocks that the prefix cache knows, or was offered.
     num_published: u32,
@@ -15,6 +17,10 @@ pub(crate) struct BlockTable {
 }
 
 impl BlockTable {
+    pub(crate) fn new(adapter: Option<AdapterId>) -> Self {
+        Self { adapter, ..Self::default() }
+    }
+
     pub(crate) fn blocks(&self) -> &[BlockId] {
         &self.blocks
     }
@@ -33,7 +39,7 @@ impl BlockTable {
 
     /// Where the next published block hangs.
     pub(super) fn chain(&self) -> Option<NodeId> {
-        if self.num_published == 0 { Some(NodeId::ROOT) } else { self.chain }
+        if self.num_published == 0 { Some(NodeId::root(self.adapter)) } else { self.chain }
     }
 
     pub(super) fn set_published(&mut self, num_published: u32, chain: Option<NodeId>) {

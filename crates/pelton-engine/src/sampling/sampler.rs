@@ -218,7 +218,7 @@ mod tests {
     use crate::{ReportParams, SamplingParams, StoppingParams};
 
     fn sequence(sampling: SamplingParams, stopping: StoppingParams, report: ReportParams, choice: u32) -> Sequence {
-        let group = Arc::new(Group::new(SequenceId(0), 2, sampling, stopping, report));
+        let group = Arc::new(Group::new(SequenceId(0), 2, None, sampling, stopping, report));
         Sequence::new(SequenceId(choice.into()), choice, group, vec![TokenId(0), TokenId(3)], None)
     }
 

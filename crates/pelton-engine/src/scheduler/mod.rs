@@ -239,7 +239,8 @@ impl Scheduler {
             self.hits.clear();
         } else {
             // The last token is computed again for its logits.
-            self.kv.find_prefix(&sequence.tokens()[..sequence.num_known() as usize - 1], &mut self.hits);
+            let known = &sequence.tokens()[..sequence.num_known() as usize - 1];
+            self.kv.find_prefix(sequence.group.adapter, known, &mut self.hits);
         }
         let missing = self.missing_blocks(sequence) - self.hits.num_blocks();
         missing + promised + self.hits.num_free() <= self.kv.num_free()

@@ -68,7 +68,8 @@ impl StepPlan {
             let sequence = &running[span.running_index];
             let computed = sequence.num_computed();
             let tokens = &sequence.tokens()[computed as usize..][..span.num_rows as usize];
-            self.batch.push_span(tokens, computed, sequence.table.blocks(), block_tokens);
+            let rows = self.batch.push_span(tokens, computed, sequence.table.blocks(), block_tokens);
+            rows.adapter = sequence.group.adapter;
             // The last rows of a span are those whose logits are wanted.
             let end = self.batch.num_rows() as u32;
             self.batch.logit_rows.extend(end - span.num_logits()..end);

@@ -209,6 +209,7 @@ impl World {
             block_tokens: 2,
             max_step_rows: 1000,
             max_logit_rows: 1000,
+            num_adapters: 0,
         };
         Self::new(config, spec)
     }
@@ -217,7 +218,7 @@ impl World {
         let first = SequenceId(self.expected.len() as u64);
         let stopping =
             StoppingParams { max_tokens: ask.max_tokens, min_tokens: ask.min_tokens, stop_tokens: ask.stop_tokens };
-        let group = Group::new(first, ask.prompt.len() as u32, ask.sampling, stopping, ask.report);
+        let group = Group::new(first, ask.prompt.len() as u32, None, ask.sampling, stopping, ask.report);
         let group = Arc::new(group);
         let add = |choice| {
             let id = SequenceId(first.0 + u64::from(choice));
@@ -518,6 +519,7 @@ fn random_schedule(seed: u64) -> (Counters, usize) {
         block_tokens: rng.u32(1..5),
         max_step_rows: rng.usize(1..20),
         max_logit_rows: rng.usize(1..8),
+        num_adapters: 0,
     };
     let config = EngineConfig {
         max_step_tokens: rng.u32(1..20),

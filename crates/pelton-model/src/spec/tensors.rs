@@ -341,6 +341,15 @@ impl LayerTensors {
         [&self.qkv, &self.out].into_iter().chain(self.mlp.mlps().flat_map(|mlp| [&mlp.up, &mlp.down]))
     }
 
+    /// The same without those of experts that a row may pass by.
+    pub fn linears_of_every_row(&self) -> impl Iterator<Item = &LinearTensors> {
+        let mlp = match &self.mlp {
+            BranchTensors::Dense(mlp) => Some(mlp),
+            BranchTensors::Experts(experts) => experts.shared.as_ref().map(|shared| &shared.mlp),
+        };
+        [&self.qkv, &self.out].into_iter().chain(mlp.into_iter().flat_map(|mlp| [&mlp.up, &mlp.down]))
+    }
+
     fn norms(&self) -> impl Iterator<Item = &TensorSpec> {
         once(&self.attention_norm)
             .chain(&self.after_attention)

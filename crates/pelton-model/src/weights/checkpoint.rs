@@ -227,6 +227,14 @@ impl Checkpoint {
         Err(CheckpointError::NoWeights)
     }
 
+    /// Opens one file of weights and checks its header; `None` when there is no such file.
+    pub(crate) fn open_file(files: &ModelFiles, name: &str) -> Result<Option<Self>, CheckpointError> {
+        match files.open(name)? {
+            Some(blob) => Self::of(vec![Shard::open(name, blob)?]).map(Some),
+            None => Ok(None),
+        }
+    }
+
     fn of(shards: Vec<Shard>) -> Result<Self, CheckpointError> {
         let mut places = BTreeMap::new();
         for (index, shard) in shards.iter().enumerate() {

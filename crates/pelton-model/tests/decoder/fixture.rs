@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pelton_backend::{BlockId, DType, StepBatch, TokenId};
+use pelton_backend::{AdapterId, BlockId, DType, StepBatch, TokenId};
 use pelton_cpu::{CpuBackend, CpuConfig, IsaChoice};
 use pelton_model::{DTypeChoice, Decoder, KvBudget, LoadOptions, Model, ModelFiles, load};
 use safetensors::SafeTensors;
@@ -129,6 +129,7 @@ pub struct Sequence {
     pub tokens: Vec<TokenId>,
     pub num_computed: usize,
     pub blocks: Vec<BlockId>,
+    pub adapter: Option<AdapterId>,
 }
 
 impl Sequence {
@@ -136,13 +137,14 @@ impl Sequence {
     pub fn new(tokens: &[TokenId], max_tokens: usize, first_block: u32, stride: u32) -> Self {
         let num_blocks = (max_tokens as u32).div_ceil(BLOCK_TOKENS);
         let blocks = (0..num_blocks).rev().map(|index| BlockId(first_block + index * stride)).collect();
-        Self { tokens: tokens.to_vec(), num_computed: 0, blocks }
+        Self { tokens: tokens.to_vec(), num_computed: 0, blocks, adapter: None }
     }
 
     /// Adds the next `num_rows` uncomputed tokens to `batch`; asks for the logits of the last of them when `wanted`.
     pub fn push(&mut self, batch: &mut StepBatch, num_rows: usize, wanted: bool) {
         let rows = self.num_computed..self.num_computed + num_rows;
-        batch.push_span(&self.tokens[rows.clone()], rows.start as u32, &self.blocks, BLOCK_TOKENS);
+        let span = batch.push_span(&self.tokens[rows.clone()], rows.start as u32, &self.blocks, BLOCK_TOKENS);
+        span.adapter = self.adapter;
         self.num_computed = rows.end;
         if wanted {
             batch.logit_rows.push(batch.num_rows() as u32 - 1);

@@ -20,7 +20,7 @@ const ROUNDING: f32 = 1.0 / (1 << 24) as f32;
 const BF16_ROUNDING: f32 = 1.0 / (1 << 9) as f32;
 
 /// How far a float32 result may be from the reference, which is float32 itself, relative to the largest number of the row.
-struct Tolerance {
+pub struct Tolerance {
     /// Longest sum of a linear.
     longest_sum: usize,
     /// The second fastest frequency, in radians per position.
@@ -28,7 +28,7 @@ struct Tolerance {
 }
 
 impl Tolerance {
-    fn of(name: &str) -> Self {
+    pub fn of(name: &str) -> Self {
         let config = std::fs::read(root().join(name).join("config.json")).unwrap();
         let (_, spec) = spec_of(&HfConfig::parse("config.json", &config).unwrap()).unwrap();
         let attention = &spec.attention;
@@ -44,7 +44,7 @@ impl Tolerance {
     ///   one after the other in pairs, and attention and activations between them: six such steps in all;
     /// - angles. The reference rounds frequency and angle to float32 (the fastest frequency, 1, is exact), which is up to two
     ///   roundings of an angle of `position * frequency` radians, in the query and in the keys it meets.
-    fn after(&self, depth: usize, position: usize) -> f32 {
+    pub fn after(&self, depth: usize, position: usize) -> f32 {
         let sums = 6.0 * (self.longest_sum as f32).sqrt();
         let angles = 4.0 * position as f32 * self.frequency;
         ROUNDING * depth as f32 * (sums + angles)
@@ -52,7 +52,7 @@ impl Tolerance {
 }
 
 /// The largest difference relative to the largest number of `wanted`.
-fn distance(found: &[f32], wanted: &[f32]) -> f32 {
+pub fn distance(found: &[f32], wanted: &[f32]) -> f32 {
     assert_eq!(found.len(), wanted.len());
     let largest = wanted.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     found

@@ -43,6 +43,8 @@ pub enum Field {
     TopTokens,
     /// Prompt tokens to keep.
     Truncate,
+    /// What to compute with beside the model.
+    Adapter,
 }
 
 /// What is wrong with a value. Texts follow text-generation-inference where it has one.
@@ -228,6 +230,9 @@ impl From<SubmitError> for ServeError {
             SubmitError::TokenOutOfRange { token, vocab_size } => {
                 Self::value(Field::Prompt, format!("must hold tokens < {vocab_size}"), token)
             }
+            SubmitError::NoSuchAdapter { adapter, num_adapters } => {
+                Self::value(Field::Adapter, format!("must be one of {num_adapters} adapters"), adapter)
+            }
             SubmitError::Nothing { field } => match field {
                 "max_tokens" => Self::value(Field::MaxTokens, "must be >= 1", 0),
                 _ => Self::value(Field::Choices, "must be >= 1", 0),
@@ -259,5 +264,6 @@ fn internal_name(field: Field) -> &'static str {
         Field::BestOf => "best_of",
         Field::TopTokens => "top_tokens",
         Field::Truncate => "truncate",
+        Field::Adapter => "adapter",
     }
 }

@@ -1,6 +1,6 @@
 //! From what was asked to what the engine computes: limits, defaults, template, tokens.
 
-use pelton_engine::{ReportParams, SamplingParams, StoppingParams, TokenId};
+use pelton_engine::{AdapterId, ReportParams, SamplingParams, StoppingParams, TokenId};
 use pelton_text::{ChatInput, TextError, TextModel, TextPool};
 
 use super::request::{Chat, Defaults, DetailsRequest, GenerateRequest, Prompt, SamplingRequest, StoppingRequest};
@@ -24,6 +24,7 @@ const MAX_REPETITION_PENALTY: f32 = 100.0;
 
 /// A checked request.
 pub(crate) struct Prepared {
+    pub(crate) adapter: Option<AdapterId>,
     pub(crate) prompts: Vec<PreparedPrompt>,
     pub(crate) num_choices: u16,
     pub(crate) sampling: SamplingParams,
@@ -118,8 +119,17 @@ pub(crate) async fn prepare(
     limits: &Limits,
     pool: &TextPool,
 ) -> Result<Prepared, ServeError> {
-    let GenerateRequest { prompts, add_special_tokens, truncate, num_choices, sampling, stopping, details, .. } =
-        request;
+    let GenerateRequest {
+        adapter,
+        prompts,
+        add_special_tokens,
+        truncate,
+        num_choices,
+        sampling,
+        stopping,
+        details,
+        ..
+    } = request;
     let sampling = sampling_params(sampling, pool.model(), limits)?;
     let keep = kept_tokens(truncate, limits)?;
     if let Some(&token) = stopping.stop_tokens.iter().find(|&&token| token >= limits.vocab_size) {
@@ -136,6 +146,7 @@ pub(crate) async fn prepare(
     let can_come = |token: &u32| !stopping.ignore_eos && *token < limits.vocab_size;
     let eos_tokens = pool.model().eos_token_ids().iter().copied().filter(can_come).collect();
     Ok(Prepared {
+        adapter,
         prompts,
         num_choices: num_choices as u16, // `check_shape` has seen to that.
         sampling,

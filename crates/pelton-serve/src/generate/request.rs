@@ -1,5 +1,6 @@
 //! What any dialect can ask, as asked: nothing here is checked yet.
 
+use pelton_engine::AdapterId;
 use serde_json::{Map, Value};
 
 /// A request to generate.
@@ -7,6 +8,8 @@ use serde_json::{Map, Value};
 pub struct GenerateRequest {
     /// Which dialect asks, for the log.
     pub dialect: &'static str,
+    /// What to compute with beside the model; dialects know adapters by name.
+    pub adapter: Option<AdapterId>,
     /// What to continue; each prompt gets all choices. Choices are numbered prompt by prompt.
     pub prompts: Vec<Prompt>,
     /// Whether the tokenizer adds its own special tokens to texts.

@@ -409,6 +409,7 @@ mod tests {
 
     fn prepared(num_choices: u16) -> Prepared {
         Prepared {
+            adapter: None,
             prompts: vec![PreparedPrompt { tokens: vec![TokenId(97)], num_characters: 1, max_tokens: NUM_TOKENS }],
             num_choices,
             sampling: SamplingParams::default(),
@@ -427,6 +428,7 @@ mod tests {
         let prompt = &prepared.prompts[0];
         let request = SequenceRequest {
             prompt: prompt.tokens.clone(),
+            adapter: None,
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,
@@ -503,6 +505,7 @@ mod tests {
         let stopping = prepared(1).stopping_params(&prompts[0]);
         let request = SequenceRequest {
             prompt: prompts[0].tokens.clone(),
+            adapter: None,
             sampling,
             stopping,
             report,

@@ -61,6 +61,7 @@ fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStr
     for prompt in &prepared.prompts {
         streams.extend(server.engine().submit(SequenceRequest {
             prompt: prompt.tokens.clone(),
+            adapter: prepared.adapter,
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,

@@ -1,5 +1,6 @@
 //! The server over real sockets, with scripted models.
 
+mod adapters;
 mod bad_input;
 mod clouds;
 mod lifecycle;

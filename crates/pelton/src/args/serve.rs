@@ -1,5 +1,6 @@
 //! Flags and environment variables of `pelton serve`, which are also those of `text-generation-launcher`.
 
+pub mod adapters;
 pub mod batching;
 pub mod fake;
 pub mod limits;
@@ -23,6 +24,9 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub precision: PrecisionArgs,
+
+    #[command(flatten)]
+    pub adapters: adapters::AdapterArgs,
 
     #[command(flatten)]
     pub listen: listen::ListenArgs,

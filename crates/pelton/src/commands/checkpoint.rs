@@ -7,6 +7,7 @@ use pelton_model::ModelFiles;
 use pelton_model::hub::{self, HubOptions};
 
 use crate::args::hub::HubArgs;
+use crate::args::serve::adapters::AdapterArg;
 use crate::{demo, env};
 
 /// Files and name of the model that `id` names, downloaded first if that is a hub name; of the demo model without it.
@@ -27,6 +28,19 @@ pub fn check_no_revision(args: &HubArgs) -> Result<()> {
     Ok(())
 }
 
+/// Files of an adapter, downloaded first if its id is a hub name.
+pub fn find_adapter(adapter: &AdapterArg, args: &HubArgs) -> Result<ModelFiles> {
+    let AdapterArg { name, id, revision } = adapter;
+    if Path::new(id).exists()
+        && let Some(revision) = revision
+    {
+        bail!("adapter {name} has revision {revision}, but {id} is a path");
+    }
+    let folder = hub::fetch_adapter(id, &hub_options(args, revision.clone()));
+    let files = folder.map(ModelFiles::directory).with_context(|| format!("cannot find adapter {name}"))?;
+    files.with_context(|| format!("cannot load adapter {name}"))
+}
+
 fn path(id: &str, args: &HubArgs) -> Result<PathBuf> {
     if Path::new(id).exists() {
         if args.revision.is_some() {
@@ -34,12 +48,16 @@ fn path(id: &str, args: &HubArgs) -> Result<PathBuf> {
         }
         return Ok(id.into());
     }
-    let options = HubOptions {
-        revision: args.revision.clone(),
+    let options = hub_options(args, args.revision.clone());
+    hub::fetch(id, &options).with_context(|| format!("cannot find model {id}"))
+}
+
+fn hub_options(args: &HubArgs, revision: Option<String>) -> HubOptions {
+    HubOptions {
+        revision,
         token: args.hf_token.clone().or_else(env::hub_token),
         cache_dir: args.huggingface_hub_cache.clone().unwrap_or_else(env::hub_cache),
         endpoint: env::hub_endpoint(),
         offline: args.offline,
-    };
-    hub::fetch(id, &options).with_context(|| format!("cannot find model {id}"))
+    }
 }

@@ -10,14 +10,15 @@ use anyhow::{Context, Result, bail};
 use pelton_backend::TokenId;
 use pelton_cpu::CpuBackend;
 use pelton_engine::{EngineConfig, FakeConfig, FakeModel};
-use pelton_model::{KvBudget, LoadOptions, Model, ModelFiles, load};
-use pelton_serve::{ServeConfig, ServeOutcome, Server};
+use pelton_model::{AdapterSource, KvBudget, LoadOptions, Model, ModelFiles, load};
+use pelton_serve::{ServeConfig, ServeOutcome, ServedAdapter, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
 use super::checkpoint;
 use crate::args::compute::{DtypeArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
+use crate::args::serve::adapters::AdapterArg;
 use crate::program::Program;
 use crate::{env, logging};
 
@@ -104,6 +105,13 @@ fn check(args: &ServeArgs) -> Result<()> {
     if let Some(flag) = precision.or(args.compute.given()).filter(|_| is_fake) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
+    if let Some(name) = &args.model_id
+        && args.adapters.lora_adapters.0.iter().any(|adapter| adapter.name == *name)
+    {
+        bail!(
+            "--lora-adapters calls an adapter {name}, which is the model's name: give it another, as in other={name}"
+        );
+    }
     if !is_fake && !(args.fake.fake_step_cost + args.fake.fake_token_cost).is_zero() {
         bail!("--fake-step-cost and --fake-token-cost need --model-id fake");
     }
@@ -179,6 +187,7 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
             Some(tokens) => KvBudget::Tokens(tokens as usize),
             None => KvBudget::Sequences { count: args.batching.max_batch_size as usize, max_fraction: 0.5 },
         },
+        adapters: adapters(args)?,
         show_progress: true,
         ..args.precision.load_options()?
     };
@@ -191,6 +200,13 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
         tracing::warn!("{note}");
     }
     Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.format.to_string() })
+}
+
+fn adapters(args: &ServeArgs) -> Result<Vec<AdapterSource>> {
+    let source = |adapter: &AdapterArg| {
+        Ok(AdapterSource::Files { name: adapter.name.clone(), files: checkpoint::find_adapter(adapter, &args.hub)? })
+    };
+    args.adapters.lora_adapters.0.iter().map(source).collect()
 }
 
 fn fake(args: &ServeArgs) -> Result<Loaded> {
@@ -214,6 +230,8 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
         max_positions,
         max_step_rows,
         max_logit_rows: max_step_rows.min(args.batching.max_batch_size as usize),
+        // Scripted adapters tell the script from further on.
+        num_adapters: args.adapters.lora_adapters.0.len(),
         fail_at_step: None,
     });
     say!(
@@ -224,10 +242,15 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
     Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
 }
 
+fn served_adapter(adapter: &AdapterArg) -> ServedAdapter {
+    ServedAdapter { name: adapter.name.clone(), root: adapter.id.clone() }
+}
+
 fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
     let [vertex_predict_route, vertex_health_route] = env::vertex_routes();
     ServeConfig {
         model_id: name.to_owned(),
+        adapters: args.adapters.lora_adapters.0.iter().map(served_adapter).collect(),
         model_sha: args.hub.revision.clone(),
         model_dtype: dtype.to_owned(),
         compute_type: env::compute_type(),

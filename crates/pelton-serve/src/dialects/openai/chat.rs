@@ -15,7 +15,7 @@ use pelton_text::TextModel;
 use serde_json::{Map, Value};
 
 use super::{
-    Names, UsageWanted, finite, id_suffix, model_name, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
+    Names, UsageWanted, chosen, finite, id_suffix, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
     usage_of, usage_wanted, wire_reason,
 };
 use crate::generate::{
@@ -81,7 +81,7 @@ pub(in crate::dialects) fn parse(
     refuse_unsupported(&wire)?;
     let fields = &wire.sampling;
     sampling::refuse_unsupported(fields)?;
-    let model = model_name(server, wire.model)?;
+    let (model, adapter) = chosen(server.config(), wire.model);
     let stream = wire.stream == Some(true);
     let usage = usage_wanted(stream, wire.stream_options)?;
 
@@ -121,6 +121,7 @@ pub(in crate::dialects) fn parse(
     };
     let request = GenerateRequest {
         dialect: "openai.chat",
+        adapter,
         prompts: vec![Prompt::Chat(chat)],
         // Templates write them.
         add_special_tokens: fields.add_special_tokens.unwrap_or(false),

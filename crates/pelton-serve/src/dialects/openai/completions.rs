@@ -14,8 +14,8 @@ use pelton_protocol::sse::DONE;
 use pelton_text::TextModel;
 
 use super::{
-    UsageWanted, field_name, finite, id_suffix, model_name, refusal_body, refuse, sampling, stop_reason, usage,
-    usage_of, usage_wanted, wire_reason,
+    UsageWanted, chosen, field_name, finite, id_suffix, refusal_body, refuse, sampling, stop_reason, usage, usage_of,
+    usage_wanted, wire_reason,
 };
 use crate::generate::{
     Choice, DetailsRequest, Field, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken, Generation,
@@ -66,7 +66,7 @@ fn parse(
 ) -> Result<(GenerateRequest, Asked), ServeError> {
     let CompletionRequest { model, prompt, suffix, echo, best_of, logprobs, stream, stream_options, sampling: fields } =
         wire;
-    let model = model_name(server, model)?;
+    let (model, adapter) = chosen(server.config(), model);
     sampling::refuse_unsupported(&fields)?;
     let (stream, echo) = (stream == Some(true), echo == Some(true));
     let usage = usage_wanted(stream, stream_options)?;
@@ -110,6 +110,7 @@ fn parse(
     };
     let request = GenerateRequest {
         dialect: "openai.completions",
+        adapter,
         prompts,
         add_special_tokens: fields.add_special_tokens.unwrap_or(true),
         truncate: fields.truncate_prompt_tokens,

@@ -16,11 +16,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, Uri};
+use pelton_engine::AdapterId;
 use pelton_protocol::openai::{
     ErrorBody, ErrorCode, ErrorObject, PromptTokensDetails, StopReason, StreamOptions, Usage,
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::ServeConfig;
 use crate::generate::{Field, FinishReason, ServeError};
 use crate::metrics::RequestRecord;
 use crate::refusal;
@@ -43,18 +45,18 @@ pub(super) fn routes() -> Router<Arc<Server>> {
 /// What the two endpoints call their fields.
 type Names = fn(Field) -> &'static str;
 
-/// Characters of an unknown model's name that are told.
+/// Characters of a model's name that are told.
 const MAX_NAME_CHARACTERS: usize = 200;
 
 /// Characters of a request id that are kept.
 const MAX_ID_CHARACTERS: usize = 128;
 
-/// The name to report: the requested one, or the first served one.
-fn model_name(server: &Server, requested: Option<String>) -> Result<String, ServeError> {
+/// The name to report, which is the requested one, and the adapter it names. Any other name is the model: clients written for
+/// text-generation-inference send what they like.
+fn chosen(config: &ServeConfig, requested: Option<String>) -> (String, Option<AdapterId>) {
     match requested {
-        None => Ok(server.config().model_name().to_owned()),
-        Some(name) if server.config().serves(&name) => Ok(name),
-        Some(name) => Err(ServeError::UnknownModel(name.chars().take(MAX_NAME_CHARACTERS).collect())),
+        None => (config.model_name().to_owned(), None),
+        Some(name) => (name.chars().take(MAX_NAME_CHARACTERS).collect(), config.adapter(&name)),
     }
 }
 
@@ -194,6 +196,7 @@ fn field_name(field: Field) -> &'static str {
         Field::BestOf => "best_of",
         Field::TopTokens => "logprobs",
         Field::Truncate => "truncate_prompt_tokens",
+        Field::Adapter => "model",
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Json, Response};
+use pelton_engine::AdapterId;
 use pelton_protocol::tgi::{
     BestOfSequence, Details, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
     GenerateResponse, PrefillToken, StreamDetails, StreamResponse, Token,
@@ -59,6 +60,9 @@ pub(in crate::dialects) async fn compat(State(server): State<Arc<Server>>, reque
 
 // Parse.
 
+/// Characters of an unknown adapter's name that are told.
+const MAX_NAME_CHARACTERS: usize = 200;
+
 /// What the answer needs to know of the request beside the events.
 pub(in crate::dialects) struct Asked {
     /// `inputs`, if the text shall begin with it.
@@ -83,6 +87,7 @@ pub(in crate::dialects) fn parse(
 ) -> Result<(GenerateRequest, Asked), ServeError> {
     let parameters = wire.parameters;
     check(&parameters, config, delivery)?;
+    let adapter = parameters.adapter_id.as_deref().map(|name| adapter(name, config)).transpose()?;
     let GenerateParameters { best_of, do_sample, temperature, top_k, top_p, typical_p, .. } = parameters;
     let is_sampled = is_sampled(&parameters);
     let asked = Asked {
@@ -94,6 +99,7 @@ pub(in crate::dialects) fn parse(
     };
     let request = GenerateRequest {
         dialect: "tgi",
+        adapter,
         prompts: vec![Prompt::Text(wire.inputs)],
         add_special_tokens: true,
         truncate: parameters.truncate.map(i64::from),
@@ -128,6 +134,19 @@ pub(in crate::dialects) fn parse(
         },
     };
     Ok((request, asked))
+}
+
+/// The adapter of that name, or a refusal that lists those there are.
+fn adapter(name: &str, config: &ServeConfig) -> Result<AdapterId, ServeError> {
+    config.adapter(name).ok_or_else(|| {
+        let names: Vec<&str> = config.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+        let rule = match names[..] {
+            [] => "must not be set: the server was started without `--lora-adapters`".to_owned(),
+            _ => format!("must be one of {}", names.join(", ")),
+        };
+        let given: String = name.chars().take(MAX_NAME_CHARACTERS).collect();
+        ServeError::value(Field::Adapter, rule, given)
+    })
 }
 
 /// Whether a parameter that only makes sense for draws is set to something that has an effect.
@@ -180,11 +199,7 @@ fn check(parameters: &GenerateParameters, config: &ServeConfig, delivery: Delive
             "`decoder_input_details` == true is not supported when streaming tokens",
         );
     }
-    for (field, is_set) in [
-        ("grammar", parameters.grammar.is_some()),
-        ("watermark", parameters.watermark),
-        ("adapter_id", parameters.adapter_id.is_some()),
-    ] {
+    for (field, is_set) in [("grammar", parameters.grammar.is_some()), ("watermark", parameters.watermark)] {
         if is_set {
             return Err(ServeError::unsupported(field, "this server does not have it"));
         }

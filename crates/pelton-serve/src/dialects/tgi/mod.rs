@@ -96,6 +96,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Choices | Field::BestOf => "best_of",
         Field::TopTokens => "top_n_tokens",
         Field::Truncate => "truncate",
+        Field::Adapter => "adapter_id",
     }
 }
 
