@@ -1,9 +1,10 @@
 //! Checkpoints, model families, and the decoder.
 //!
 //! Reading order: [`files`](ModelFiles) says where a model lies, [`hub`] brings it there; [`config`](HfConfig) reads what it is,
-//! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, `adapters` what is added to them, [`load`] joins them
-//! with a backend into a [`Decoder`], and [`Model`] is the decoder's face with the backend erased. [`Shape`] and [`load_random`] make models without files, [`rates`]
-//! measures how fast a model computes, [`perplexity`] how well it predicts. This crate knows no instruction set and no request.
+//! `families` translate that into a [`DecoderSpec`], `weights` hand out its tensors, `adapters` what is added to them, [`load`] joins
+//! them with a backend into a [`Decoder`], and [`Model`] is the decoder's face with the backend erased. [`Shape`] and [`load_random`]
+//! make models without files, [`rates`] measures how fast a model computes, [`perplexity`] how well it predicts. This crate knows no
+//! instruction set and no request.
 #![deny(unsafe_code)]
 
 mod files;
