@@ -8,6 +8,7 @@
 
 mod answers;
 mod arrival;
+pub mod batches;
 mod client;
 mod executor;
 pub mod interrupt;

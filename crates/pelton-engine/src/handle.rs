@@ -170,28 +170,38 @@ impl EngineHandle {
     ///
     /// `max_tokens` is cut to what the model's positions allow. All choices are taken or none.
     pub fn submit(&self, request: SequenceRequest) -> Result<Vec<TokenStream>, SubmitError> {
-        self.check_open()?;
-        let max_tokens = self.check(&request)?;
-        let num_choices = u32::from(request.num_choices);
-        self.reserve(num_choices)?;
+        self.submit_together(vec![request])
+    }
 
-        let first = self.shared.next_id.fetch_add(u64::from(num_choices), Ordering::Relaxed);
-        let SequenceRequest { prompt, adapter, sampling, mut stopping, report, constraint, .. } = request;
-        stopping.max_tokens = max_tokens;
-        let group = Arc::new(Group::new(SequenceId(first), prompt.len() as u32, adapter, sampling, stopping, report));
+    /// Hands requests to the engine in one piece, so that they are planned from the same step on, and returns their streams in order. Never
+    /// blocks. All requests are taken or none.
+    pub(crate) fn submit_together(&self, requests: Vec<SequenceRequest>) -> Result<Vec<TokenStream>, SubmitError> {
+        self.check_open()?;
+        let max_tokens = requests.iter().map(|request| self.check(request)).collect::<Result<Vec<_>, _>>()?;
+        let num_sequences = requests.iter().map(|request| u32::from(request.num_choices)).sum();
+        self.reserve(num_sequences)?;
+
+        let mut first = self.shared.next_id.fetch_add(u64::from(num_sequences), Ordering::Relaxed);
         let queued_at = Instant::now();
-        let mut streams = Vec::with_capacity(num_choices as usize);
-        let mut submissions = Vec::with_capacity(num_choices as usize);
-        for choice in 0..num_choices {
-            let id = SequenceId(first + u64::from(choice));
-            // Room for Started, every token, and Finished; the channel grows in small pieces as it is used.
-            let (events, stream) = mpsc::channel(max_tokens as usize + 2);
-            let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt.clone(), constraint.clone());
-            submissions.push(Submission { sequence, events, queued_at });
-            streams.push(TokenStream::new(id, stream, self.inbox.clone()));
+        let mut streams = Vec::with_capacity(num_sequences as usize);
+        let mut submissions = Vec::with_capacity(num_sequences as usize);
+        for (request, max_tokens) in requests.into_iter().zip(max_tokens) {
+            let SequenceRequest { prompt, adapter, sampling, mut stopping, report, constraint, num_choices } = request;
+            stopping.max_tokens = max_tokens;
+            let group =
+                Arc::new(Group::new(SequenceId(first), prompt.len() as u32, adapter, sampling, stopping, report));
+            for choice in 0..u32::from(num_choices) {
+                let id = SequenceId(first + u64::from(choice));
+                // Room for Started, every token, and Finished; the channel grows in small pieces as it is used.
+                let (events, stream) = mpsc::channel(max_tokens as usize + 2);
+                let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt.clone(), constraint.clone());
+                submissions.push(Submission { sequence, events, queued_at });
+                streams.push(TokenStream::new(id, stream, self.inbox.clone()));
+            }
+            first += u64::from(num_choices);
         }
         if self.inbox.send(Message::Submit(submissions)).is_err() {
-            self.shared.num_open.fetch_sub(num_choices, Ordering::Relaxed);
+            self.shared.num_open.fetch_sub(num_sequences, Ordering::Relaxed);
             self.check_open()?;
             return Err(SubmitError::Stopping);
         }

@@ -3,6 +3,7 @@
 //! [`start`] spawns the engine thread; an [`EngineHandle`] takes requests and gives [`TokenStream`]s. Reading order: `handle` and
 //! `stream` are the door, `thread` is the loop, `scheduler` decides what a step computes, `kv` counts blocks, `sampling` picks tokens.
 #![forbid(unsafe_code)]
+mod batch;
 mod event;
 mod fake;
 mod handle;
@@ -18,6 +19,7 @@ mod thread;
 // Readers of events and writers of requests need their names and nothing else of that crate.
 pub use pelton_backend::{AdapterId, TokenId};
 
+pub use batch::{Batch, BatchEngine, BatchError, BatchTimes};
 pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};

@@ -1,11 +1,11 @@
-//! Pictures of numbers in a terminal: curves over time, bars of a histogram, tables of figures. They know nothing of load tests.
+//! Pictures of numbers in a terminal: curves over time, points, bars of a histogram, tables of figures. They know nothing of load tests.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, BorderType, Chart, Dataset, GraphType, Paragraph, Row, Sparkline, Table};
+use ratatui::widgets::{Axis, Block, BorderType, Chart, Dataset, GraphType, Paragraph, Row, Sparkline, Table, Wrap};
 
 /// Lowest inner height at which axes leave room for a curve.
 const MIN_CURVE_HEIGHT: u16 = 5;
@@ -73,6 +73,41 @@ pub(crate) fn curves(frame: &mut Frame<'_>, area: Rect, title: &str, curves: &[C
         .legend_position(None)
         .x_axis(Axis::default().bounds([begin, end.max(begin + 1.0)]).labels(times).style(dim))
         .y_axis(Axis::default().bounds([0.0, top]).labels(["0".to_owned(), figure(top)]).style(dim));
+    frame.render_widget(chart, inner);
+}
+
+/// Points of two measures, both axes from zero; the chosen point stands out. Where there is no room for axes the points are a list.
+pub(crate) fn scatter(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: &str,
+    units: [&str; 2],
+    points: &[(f64, f64)],
+    chosen: Option<(f64, f64)>,
+    color: Color,
+) {
+    let block = panel(Line::from(format!(" {title} ")).bold());
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    if inner.height < MIN_CURVE_HEIGHT || inner.width < MIN_CURVE_WIDTH {
+        let list: Vec<String> =
+            points.iter().map(|&(x, y)| format!("{} {} {}", figure(x), units[0], figure(y))).collect();
+        frame.render_widget(Paragraph::new(list.join(", ")).wrap(Wrap { trim: true }), inner);
+        return;
+    }
+    let end = |of: fn(&(f64, f64)) -> f64| ceiling(points.iter().map(of).fold(0.0, f64::max));
+    let (right, top) = (end(|point| point.0), end(|point| point.1));
+    let chosen: Vec<(f64, f64)> = chosen.into_iter().collect();
+    let dots = |data, color| Dataset::default().marker(Marker::Dot).graph_type(GraphType::Scatter).fg(color).data(data);
+    let dim = Style::new().dim();
+    let axis = |end: f64, unit: &str| {
+        let labels = ["0".to_owned(), format!("{} {unit}", figure(end))];
+        Axis::default().bounds([0.0, end]).labels(labels).style(dim)
+    };
+    let chart = Chart::new(vec![dots(points, color), dots(&chosen, Color::White)])
+        .legend_position(None)
+        .x_axis(axis(right, units[0]))
+        .y_axis(axis(top, units[1]));
     frame.render_widget(chart, inner);
 }
 

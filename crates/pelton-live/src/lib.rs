@@ -1,8 +1,10 @@
 //! Load tests as they go on: a line at the bottom of the terminal, a view that fills it, a page in a browser.
 //!
-//! Everything here is a [`Watch`](pelton_bench::watch::Watch): it sees what the measurement tells and does not disturb it.
+//! Everything here is told by the measurement ([`Watch`](pelton_bench::watch::Watch), [`BatchSight`](pelton_bench::batches::BatchSight)) and
+//! does not disturb it.
 #![forbid(unsafe_code)]
 
+mod batches;
 mod charts;
 mod line;
 mod looks;
@@ -11,8 +13,11 @@ mod sample;
 mod sheets;
 mod tally;
 mod terminal;
+mod tty;
 mod web;
 
+pub use batches::BatchView;
 pub use line::Line;
-pub use terminal::{TerminalError, TerminalView};
+pub use terminal::TerminalView;
+pub use tty::TerminalError;
 pub use web::{Download, Form, WebError, WebPage};

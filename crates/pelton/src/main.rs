@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let result = match program {
         Program::Pelton => run(Args::parse().command),
         Program::Launcher => commands::serve::run(ServeArgs::of_launcher(), program),
+        Program::Benchmark => commands::bench::benchmark(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -10,10 +10,13 @@ pub enum Program {
     Pelton,
     /// `text-generation-launcher`: `pelton serve` with the defaults and the habits of text-generation-inference.
     Launcher,
+    /// `text-generation-benchmark`: `pelton bench engine` for batches.
+    Benchmark,
 }
 
 /// Names beside `pelton`.
-pub const NAMES: [(&str, Program); 1] = [("text-generation-launcher", Program::Launcher)];
+pub const NAMES: [(&str, Program); 2] =
+    [("text-generation-launcher", Program::Launcher), ("text-generation-benchmark", Program::Benchmark)];
 
 impl Program {
     /// What the first word of the command line asks for, be it a path or a link.
@@ -32,6 +35,7 @@ mod tests {
         let called = |word: &str| Program::called(Some(OsStr::new(word)));
         assert_eq!(called("/usr/local/bin/text-generation-launcher"), Program::Launcher);
         assert_eq!(called("text-generation-launcher"), Program::Launcher);
+        assert_eq!(called("bin/text-generation-benchmark"), Program::Benchmark);
         assert_eq!(called("./pelton"), Program::Pelton);
         assert_eq!(called("/opt/text-generation-launcher/pelton"), Program::Pelton);
         assert_eq!(Program::called(None), Program::Pelton);

@@ -230,3 +230,86 @@ fn wrong_wishes_for_reports_are_refused_by_name() {
     let explained = String::from_utf8(pelton_bench(&["explain", "ttft"]).stdout).expect("text");
     assert!(explained.starts_with("ttft: time to first token, ms\n    arrival of the first chunk"), "{explained}");
 }
+
+/// Rows of the Markdown table whose first column is called `first`, without its head.
+fn table<'a>(text: &'a str, first: &str) -> Vec<Vec<&'a str>> {
+    let rows = text.lines().skip_while(|line| !line.starts_with(&format!("| {first} "))).skip(2);
+    rows.take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect()
+}
+
+/// A step of the fake model takes 20 ms, whatever is in it: so long takes a prefill, and each token after the first. Noise only adds.
+#[test]
+fn batches_of_a_server_are_measured_over_the_wire() {
+    let server = Server::start("20ms");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("batches.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_pelton"))
+        .args([
+            "bench",
+            "engine",
+            "--url",
+            &server.url,
+            "-b",
+            "1",
+            "-b",
+            "4",
+            "-s",
+            "32",
+            "-d",
+            "5",
+            "-r",
+            "3",
+            "-w",
+            "1",
+        ])
+        .args(["--top-p", "0.9", "--ui", "line", "--output"])
+        .arg(&file)
+        .output()
+        .expect("pelton starts");
+    let (text, progress) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{progress}");
+    assert!(progress.contains("batch 4: prefill") && progress.contains("over the wire"), "{progress}");
+    let parameters = table(&text, "Parameter");
+    for row in [["Model", "fake"], ["Decode Length", "5"], ["N Runs", "3"], ["Top P", "Some(0.9)"], ["Top K", "None"]] {
+        assert!(parameters.iter().any(|found| *found == row), "{row:?} is not in\n{text}");
+    }
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.iter().map(|run| run["batch"].as_u64()).collect::<Vec<_>>(), [1, 1, 1, 4, 4, 4].map(Some));
+    for run in runs {
+        let times = ["prefill_ms", "decode_ms"].map(|part| run[part].as_f64().expect("milliseconds"));
+        // A first token that is read late makes the one longer and the other shorter.
+        assert!(times[0] > 19.0 && times[0] + times[1] > 99.0, "{run}");
+    }
+    assert_eq!(report["measured"]["server"]["url"], server.url);
+    // Sizes of which the first row of each step has the name.
+    let steps: Vec<(&str, &str)> = table(&text, "Step").iter().map(|row| (row[0], row[1])).collect();
+    let expected = ["Prefill", "Decode (token)", "Decode (total)"].map(|step| [(step, "1"), ("", "4")]);
+    assert_eq!(steps, expected.concat());
+}
+
+#[test]
+fn a_batch_of_one_token_each_is_measured() {
+    let server = Server::start("5ms");
+    let output = Command::new(env!("CARGO_BIN_EXE_pelton"))
+        .args(["bench", "engine", "--url", &server.url, "-b", "2", "-d", "1", "-r", "2", "--quiet"])
+        .output()
+        .expect("pelton starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(table(&text, "Step").len(), 1, "prefill alone:\n{text}");
+}
+
+#[test]
+fn failed_batches_are_told_and_left_out() {
+    let output = Command::new(env!("CARGO_BIN_EXE_pelton"))
+        .args(["bench", "engine", "--url", "http://127.0.0.1:9", "-b", "2", "-r", "2", "--ui", "line"])
+        .output()
+        .expect("pelton starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told.contains("cannot measure http://127.0.0.1:9"), "{told}");
+    assert!(table(&String::from_utf8_lossy(&output.stdout), "Step").is_empty());
+}

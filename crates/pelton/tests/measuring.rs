@@ -103,6 +103,63 @@ fn the_demo_model_is_measured_without_a_server() {
 }
 
 #[test]
+fn batches_of_the_demo_model_are_measured_without_a_server() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("run.json");
+    let arguments = [
+        &["bench", "engine", "--quiet", "--threads", "2", "--batch-size", "1", "--batch-size", "3"][..],
+        &["--sequence-length", "20", "--decode-length", "4", "--runs", "2", "--warmups", "1"],
+        &["--temperature", "0.7", "--top-n-tokens", "3", "--output", file.to_str().expect("a path")],
+    ];
+    let text = printed(&arguments.concat());
+    for part in
+        ["| Model              | pelton-demo", "| Temperature        | Some(0.7)", "| Top N Tokens       | Some(3)"]
+    {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+    // Three tables: fourteen parameters, three latencies and two throughputs of two sizes, each under two lines.
+    let tables: Vec<usize> = text.split("\n\n").map(|table| table.lines().count()).collect();
+    assert_eq!(tables, [2 + 14, 2 + 3 * 2, 2 + 2 * 2], "{text}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.iter().map(|run| run["batch"].as_u64()).collect::<Vec<_>>(), [1, 1, 3, 3].map(Some));
+    for run in runs {
+        assert_sane(&run["prefill_ms"], 60e3, run);
+        assert_sane(&run["decode_ms"], 60e3, run);
+    }
+    let engine = &report["measured"]["engine"];
+    assert_eq!((&engine["model"]["random_weights"], &engine["max_batch_prefill_tokens"]), (&false.into(), &60.into()));
+}
+
+#[test]
+fn the_name_of_the_benchmark_brings_its_defaults_and_variables() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let link = folder.path().join("text-generation-benchmark");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pelton"), &link).expect("a link");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&link);
+        command.args(arguments).env("RUNS", "1").env("SEQUENCE_LENGTH", "6").env("DO_SAMPLE", "true");
+        command.output().expect("the benchmark starts")
+    };
+    let output = run(&["-b", "1", "-d", "1"]);
+    let (text, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    for part in
+        ["Sequence Length    | 6", "Decode Length      | 1", "N Runs             | 1", "Do Sample          | true"]
+    {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+    assert!(text.contains("| Prefill | 1") && !text.contains("Decode ("), "one token is prefill alone:\n{text}");
+    assert!(told.contains("batch 1: prefill") && told.contains("measured: an engine in this process"), "{told}");
+
+    let output = run(&["--master-shard-uds-path", "/tmp/text-generation-server-0"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("there are none here") && told.contains("--url"), "{told}");
+    let output = run(&["--tokenizer-name", "/no/such/model", "--help"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: text-generation-benchmark"));
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let unknown = refusal(&["bench", "engine", "--random-weights", "gpt-5"]);
     assert!(
@@ -115,6 +172,23 @@ fn what_cannot_be_measured_is_refused() {
     assert!(refusal(&["bench", "engine", "--revision", "main"]).contains("--revision needs --model-id"));
     let long = refusal(&["bench", "engine", "--batch", "1", "--input-tokens", "3000"]);
     assert!(long.contains("with room for 1 sequences of 3032 tokens") && long.contains("1 to 2048"), "{long}");
+    for (arguments, told) in [
+        (&["--decode-length", "8", "--input-tokens", "8,16"] as &[&str], "prompts of one length"),
+        (&["--warmups", "2", "--output-tokens", "4"], "--decode-length, which counts tokens"),
+        (&["--decode-length", "8", "--output-tokens", "4"], "cannot be used with"),
+        (
+            &["--url", "http://127.0.0.1:9", "--random-weights", "llama-160m"],
+            "--random-weights says what this process computes",
+        ),
+        (&["--url", "http://127.0.0.1:9", "--no-stream"], "only streams tell"),
+        (&["--url", "http://127.0.0.1:9", "--watermark"], "watermark has no place"),
+        (&["--watermark"], "--watermark is not measured in this process"),
+        (&["--api", "tgi"], "--api says how a server is spoken to"),
+        (&["--top-p", "1.5"], "must be above 0 and at most 1"),
+    ] {
+        let refused = refusal(&[&["bench", "engine"], arguments].concat());
+        assert!(refused.contains(told), "{arguments:?}: {refused}");
+    }
     let mixed = refusal(&["bench", "--users", "2", "engine"]);
     assert!(mixed.contains("cannot be used with"), "{mixed}");
     assert!(refusal(&["kernels", "--isa", "sse9"]).contains("possible values"));

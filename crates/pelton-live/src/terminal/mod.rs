@@ -3,37 +3,18 @@
 mod keys;
 mod screen;
 
-use std::io::{self, IsTerminal, Stderr};
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use pelton_bench::BenchPlan;
 use pelton_bench::watch::{Control, Sight, Watch};
-use ratatui::backend::{Backend, CrosstermBackend};
-use ratatui::crossterm::event::{self, Event, KeyEvent};
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
-use ratatui::crossterm::{cursor, execute};
+use ratatui::backend::Backend;
+use ratatui::crossterm::event::{Event, KeyEvent};
 
 use crate::looks::{self, Look, Looker};
 use crate::tally::{About, Tally};
+use crate::tty::{Screen, TerminalError, next_key};
 use keys::{Choices, Deed};
-
-/// Longest wait for a key before looking at the run again; half of the time between two looks.
-const KEY_WAIT: Duration = Duration::from_millis(125);
-
-/// Why there is no view.
-#[derive(Debug, thiserror::Error)]
-pub enum TerminalError {
-    /// The error stream, on which the view is drawn, is something else.
-    #[error("standard error is no terminal")]
-    None,
-    /// The terminal refused.
-    #[error("the terminal cannot be used: {0}")]
-    Io(#[from] io::Error),
-}
 
 /// The view, from [`open`](Self::open) until it is dropped; then the terminal is as it was before.
 #[derive(Debug)]
@@ -49,15 +30,12 @@ impl TerminalView {
     /// # Errors
     /// If there is no terminal.
     pub fn open(plan: &BenchPlan, control: Control) -> Result<Self, TerminalError> {
-        if !io::stderr().is_terminal() {
-            return Err(TerminalError::None);
-        }
         let mut screen = Screen::enter()?;
         let (looker, looks) = looks::channel();
         let mut tally = Tally::new(About::of(plan));
         let thread = std::thread::Builder::new().name("live-terminal".to_owned()).spawn(move || {
             // A terminal that went away is not drawn on any more; the run goes on.
-            let _ = show(&mut screen.terminal, &looks, &mut tally, &mut next_key, &control);
+            let _ = show(&mut screen.terminal, &looks, &mut tally, &mut || next_key().unwrap_or_default(), &control);
         })?;
         Ok(Self { looker: Some(looker), thread: Some(thread) })
     }
@@ -132,60 +110,5 @@ fn press(key: KeyEvent, choices: &mut Choices, tally: &Tally, control: &Control)
             }
         }
         None => {}
-    }
-}
-
-/// Waits for a key, but not long. Without a keyboard there is none.
-fn next_key() -> Option<Event> {
-    match event::poll(KEY_WAIT) {
-        Ok(true) => event::read().ok(),
-        Ok(false) => None,
-        Err(_) => {
-            std::thread::sleep(KEY_WAIT);
-            None
-        }
-    }
-}
-
-/// Whether the terminal is taken over.
-static IS_OPEN: AtomicBool = AtomicBool::new(false);
-
-/// The terminal while it is taken over.
-struct Screen {
-    terminal: ratatui::Terminal<CrosstermBackend<Stderr>>,
-}
-
-impl Screen {
-    fn enter() -> io::Result<Self> {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |panic| {
-                leave();
-                before(panic);
-            }));
-        });
-        let terminal = ratatui::Terminal::new(CrosstermBackend::new(io::stderr()))?;
-        enable_raw_mode()?;
-        IS_OPEN.store(true, Ordering::SeqCst);
-        // From here on dropping it restores the terminal.
-        let screen = Self { terminal };
-        execute!(io::stderr(), EnterAlternateScreen, cursor::Hide)?;
-        Ok(screen)
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        leave();
-    }
-}
-
-/// Gives the terminal back, once.
-fn leave() {
-    if IS_OPEN.swap(false, Ordering::SeqCst) {
-        // There is nothing to be done about a terminal that went away.
-        let _ = execute!(io::stderr(), LeaveAlternateScreen, cursor::Show);
-        let _ = disable_raw_mode();
     }
 }

@@ -5,18 +5,24 @@ use std::fmt;
 use comfy_table::CellAlignment;
 use comfy_table::presets::ASCII_MARKDOWN;
 
-/// A table whose first column is a name and whose others are numbers.
+/// A table of text; those of [`Table::new`] have a name in the first column and numbers in the others.
 #[derive(Debug)]
 pub struct Table(comfy_table::Table);
 
 impl Table {
     /// A table with these columns.
     pub fn new(columns: &[&str]) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_style(ASCII_MARKDOWN).set_header(columns);
+        let Self(mut table) = Self::left(columns);
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+        Self(table)
+    }
+
+    /// A table whose columns all begin at the left, as those of text-generation-benchmark.
+    pub fn left(columns: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(ASCII_MARKDOWN).set_header(columns);
         Self(table)
     }
 

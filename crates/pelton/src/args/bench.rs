@@ -34,7 +34,6 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Measure the model alone, without a server: prefill and decode rates by batch size and length.
     Engine(Box<engine::EngineArgs>),
     /// Make a report that people of this field know: k6's table of text-generation-inference, the model card of happy_vllm, llm_bench's
     /// summary, ... One command each, against any server.

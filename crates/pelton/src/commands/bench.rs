@@ -1,5 +1,6 @@
 //! `pelton bench`: from flags to a plan, from a report to the terminal and a file.
 
+mod batches;
 mod engine;
 mod live;
 mod merge;
@@ -15,6 +16,7 @@ use pelton_bench::results::Results;
 use pelton_bench::watch::Control;
 use pelton_report::console::Console;
 
+use crate::args::bench::engine::EngineArgs;
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
 use crate::commands::output::OutputFile;
 
@@ -24,7 +26,7 @@ const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 /// Measures, prints, writes.
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Some(BenchCommand::Engine(args)) => engine::run(&args),
+        Some(BenchCommand::Engine(args)) => engine::run(*args),
         Some(BenchCommand::Merge(args)) => merge::run(&args),
         Some(BenchCommand::Recipe(recipe)) => recipe::run(*recipe),
         Some(BenchCommand::Report(args)) => report::report(&args),
@@ -32,6 +34,11 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         Some(BenchCommand::Explain(args)) => report::explain(&args),
         None => load_test(args.test),
     }
+}
+
+/// `text-generation-benchmark`: `pelton bench engine` for batches, with that program's environment variables.
+pub fn benchmark() -> anyhow::Result<ExitCode> {
+    engine::run(EngineArgs::of_benchmark())
 }
 
 /// Measures a server. The exit code tells how it went.

@@ -80,7 +80,7 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
 /// The flag, else `HOSTNAME` when it is an address, else what the program is known to listen on.
 fn hostname(args: &ServeArgs, program: Program) -> IpAddr {
     let default = match program {
-        Program::Pelton => Ipv4Addr::LOCALHOST,
+        Program::Pelton | Program::Benchmark => Ipv4Addr::LOCALHOST,
         Program::Launcher => Ipv4Addr::UNSPECIFIED,
     };
     args.listen.hostname.or_else(env::hostname).unwrap_or(IpAddr::V4(default))

@@ -29,9 +29,6 @@ pub enum Recipe {
 
     /// The options and the summary of llm_bench, by the formulas of its time and by honest ones.
     LlmBench(LlmBenchArgs),
-
-    /// Prefill and decode by batch size: the tables of text-generation-benchmark, for a running server.
-    Engine(EngineTablesArgs),
 }
 
 /// Where the measurements go.
@@ -246,33 +243,4 @@ pub enum QpsSpread {
     Constant,
     /// Random gaps
     Exponential,
-}
-
-#[derive(Debug, Args)]
-pub struct EngineTablesArgs {
-    #[command(flatten)]
-    pub target: TargetArgs,
-
-    /// Requests that start at once; may be repeated or a list.
-    #[arg(long, short, value_delimiter = ',', default_value = "1,2,4,8,16,32")]
-    pub batch_size: Vec<usize>,
-
-    /// Tokens of each prompt.
-    #[arg(long, short, default_value_t = 10)]
-    pub sequence_length: u32,
-
-    /// Tokens of each answer.
-    #[arg(long, short, default_value_t = 8)]
-    pub decode_length: u32,
-
-    /// Waves of each batch size.
-    #[arg(long, short, default_value_t = 10)]
-    pub runs: u32,
-
-    /// Waves of each batch size that are left out, before the others.
-    #[arg(long, short, default_value_t = 1)]
-    pub warmups: u32,
-
-    #[command(flatten)]
-    pub output: RecipeOutput,
 }

@@ -16,6 +16,20 @@ pub struct TargetArgs {
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     pub url: String,
 
+    #[command(flatten)]
+    pub manner: MannerArgs,
+}
+
+impl TargetArgs {
+    pub fn plan(self) -> TargetPlan {
+        self.manner.plan(self.url)
+    }
+}
+
+/// How a server is spoken to, wherever it is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub struct MannerArgs {
     /// The dialect to speak. Without it the server is asked: TGI if /info answers, OpenAI completions if /v1/models does, KServe
     /// if /v2 does.
     #[arg(long, value_enum)]
@@ -70,11 +84,29 @@ pub struct TargetArgs {
     pub insecure: bool,
 }
 
-impl TargetArgs {
-    pub fn plan(self) -> TargetPlan {
+impl MannerArgs {
+    /// A flag that was given, where there is no server.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--api", self.api.is_some()),
+            ("--provider", self.provider.is_some()),
+            ("--model", self.model.is_some()),
+            ("--model-version", self.model_version.is_some()),
+            ("--tensor", !self.tensor.is_empty()),
+            ("--no-stream", self.no_stream),
+            ("--header", !self.header.is_empty()),
+            ("--extra-body", self.extra_body.is_some()),
+            ("--ca", self.ca.is_some()),
+            ("--insecure", self.insecure),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// The server at `url`, spoken to in this manner.
+    pub fn plan(self, url: String) -> TargetPlan {
         let api = self.api.map(Into::into).or(self.provider.and_then(ProviderArg::api));
         TargetPlan {
-            url: self.url,
+            url,
             api,
             provider: self.provider.map(ProviderArg::provider),
             model: self.model,

@@ -1,4 +1,4 @@
-//! `pelton bench engine`: loads or makes a model, times its steps, prints a table and writes rows.
+//! `pelton bench engine`: loads or makes a model, times its steps, prints a table and writes rows; or measures batches.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use pelton_model::rates::{RatePlan, RateRow, RateSummary, RateTable, Rates};
 use pelton_model::{Decoder, KvBudget, LoadOptions, load, load_random};
 use serde::Serialize;
 
-use super::{command, unix_seconds};
+use super::{batches, command, unix_seconds};
 use crate::args::bench::engine::EngineArgs;
 use crate::commands::checkpoint;
 use crate::commands::output::OutputFile;
@@ -38,13 +38,14 @@ struct Report<'a> {
     rows: &'a [RateRow],
 }
 
+/// Which model was computed, and in what.
 #[derive(Serialize)]
-struct ModelFacts {
-    name: String,
+pub struct ModelFacts {
+    pub name: String,
     random_weights: bool,
     architecture: &'static str,
     num_parameters: u64,
-    dtype: String,
+    pub dtype: String,
     kv_cache_dtype: String,
     weights_bytes: u64,
     /// Weights that every step with logits reads.
@@ -53,25 +54,66 @@ struct ModelFacts {
     position_bytes: u64,
 }
 
-pub fn run(args: &EngineArgs) -> Result<ExitCode> {
+impl ModelFacts {
+    pub fn of(decoder: &Decoder<CpuBackend>, name: String, is_random: bool) -> Self {
+        let (memory, info) = (decoder.plan(), decoder.info());
+        Self {
+            name,
+            random_weights: is_random,
+            architecture: info.architecture,
+            num_parameters: info.num_parameters,
+            dtype: info.format.to_string(),
+            kv_cache_dtype: info.kv_format.to_string(),
+            weights_bytes: memory.weights_bytes,
+            step_weights_bytes: memory.step_weights_bytes(),
+            position_bytes: memory.position_bytes(),
+        }
+    }
+}
+
+/// Measures steps, or batches where those are asked for.
+pub fn run(args: EngineArgs) -> Result<ExitCode> {
+    if args.batches.master_shard_uds_path.is_some() {
+        bail!(
+            "--master-shard-uds-path (-m) names the socket of a shard, and there are none here: --url measures a running server, --model-id an \
+             engine in this process"
+        );
+    }
+    if let (None, Some(flag)) = (&args.batches.url, args.manner.given()) {
+        bail!("{flag} says how a server is spoken to: name one with --url, or leave it out");
+    }
+    if args.measures_batches() { batches::run(args) } else { steps(&args) }
+}
+
+fn steps(args: &EngineArgs) -> Result<ExitCode> {
     let began_unix_s = unix_seconds();
-    let numbers = |list: &[u32]| list.iter().map(|&number| number as usize).collect();
+    let numbers = |list: &[u32], default: &[u32]| {
+        let list = if list.is_empty() { default } else { list };
+        list.iter().map(|&number| number as usize).collect()
+    };
+    let rounds = args.rounds.unwrap_or(3);
     let plan = RatePlan {
-        batch: numbers(&args.batch),
-        input_tokens: numbers(&args.input_tokens),
-        output_tokens: args.output_tokens as usize,
-        step_tokens: args.max_batch_prefill_tokens as usize,
+        batch: numbers(&args.batch, &[1, 8, 32]),
+        input_tokens: numbers(&args.input_tokens, &[512]),
+        output_tokens: args.output_tokens.unwrap_or(32) as usize,
+        step_tokens: args.max_batch_prefill_tokens.unwrap_or(256) as usize,
     };
     let mut rates = Rates::new(plan.clone())?;
     let output = args.output.as_deref().map(OutputFile::create).transpose()?;
     let cpu = CpuFacts::here();
-    let (mut decoder, name) = decoder(args, &plan)?;
+    let room = Room {
+        step_rows: plan.max_step_rows(),
+        sequences: plan.max_batch(),
+        positions: plan.max_positions(),
+        num_blocks: plan.num_blocks(BLOCK_TOKENS as usize),
+    };
+    let (mut decoder, name) = decoder(args, args.model_id.as_deref(), &room)?;
     let mut bandwidth = ReadBandwidth::new(decoder.backend(), &cpu)?;
     decoder.fill_kv(plan.num_blocks(BLOCK_TOKENS as usize) as u32)?;
 
-    let bar = progress_bar(args, rates.round_steps());
+    let bar = progress_bar(args, u64::from(rounds) * rates.round_steps() as u64);
     rates.warm_up(&mut decoder)?;
-    for _ in 0..args.rounds {
+    for _ in 0..rounds {
         bandwidth.measure(decoder.backend());
         rates.round(&mut decoder, &mut || bar.inc(1))?;
     }
@@ -81,26 +123,15 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
     let memory = decoder.plan();
     let memory_bytes_per_s = bandwidth.bytes_per_s();
     let cases = rates.summaries(memory, memory_bytes_per_s);
-    let info = decoder.info();
     let report = Report {
         pelton_version: env!("CARGO_PKG_VERSION"),
         command: command(std::env::args()),
         began_unix_s,
         cpu,
         device: decoder.backend().describe(),
-        model: ModelFacts {
-            name,
-            random_weights: args.random_weights.is_some(),
-            architecture: info.architecture,
-            num_parameters: info.num_parameters,
-            dtype: info.format.to_string(),
-            kv_cache_dtype: info.kv_format.to_string(),
-            weights_bytes: memory.weights_bytes,
-            step_weights_bytes: memory.step_weights_bytes(),
-            position_bytes: memory.position_bytes(),
-        },
+        model: ModelFacts::of(&decoder, name, args.random_weights.is_some()),
         plan: &plan,
-        rounds: args.rounds,
+        rounds,
         memory_bytes_per_s,
         cases: &cases,
         rows: rates.rows(),
@@ -113,45 +144,53 @@ pub fn run(args: &EngineArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The model to measure, with room for what `plan` needs, and its name.
-fn decoder(args: &EngineArgs, plan: &RatePlan) -> Result<(Decoder<CpuBackend>, String)> {
-    if args.model_id.as_deref() == Some("fake") {
+/// What a model must have room for.
+pub struct Room {
+    pub step_rows: usize,
+    pub sequences: usize,
+    /// Of each sequence, input and output together.
+    pub positions: usize,
+    pub num_blocks: usize,
+}
+
+/// The model to measure, with its name.
+pub fn decoder(args: &EngineArgs, id: Option<&str>, room: &Room) -> Result<(Decoder<CpuBackend>, String)> {
+    if id == Some("fake") {
         bail!("--model-id fake computes nothing that could be measured: name a checkpoint, or leave it out");
     }
     let backend = CpuBackend::new(args.compute.config())?;
     let options = LoadOptions {
         block_tokens: BLOCK_TOKENS as usize,
-        max_step_rows: plan.max_step_rows(),
-        max_logit_rows: plan.max_batch(),
-        // Input and output tokens together.
-        max_positions: Some(plan.max_positions()),
-        kv_budget: KvBudget::Tokens(plan.num_blocks(BLOCK_TOKENS as usize) * BLOCK_TOKENS as usize),
+        max_step_rows: room.step_rows,
+        max_logit_rows: room.sequences,
+        max_positions: Some(room.positions),
+        kv_budget: KvBudget::Tokens(room.num_blocks * BLOCK_TOKENS as usize),
         show_progress: !args.quiet,
         ..args.precision.load_options()?
     };
-    let room = format!("with room for {} sequences of {} tokens", plan.max_batch(), plan.max_positions());
+    let told = format!("with room for {} sequences of {} tokens", room.sequences, room.positions);
     match &args.random_weights {
         Some(shape) => {
             checkpoint::check_no_revision(&args.hub)?;
             let decoder = load_random(&shape.config()?, WEIGHTS_SEED, backend, &options)
-                .with_context(|| format!("cannot make {} {room}", shape.name))?;
+                .with_context(|| format!("cannot make {} {told}", shape.name))?;
             Ok((decoder, shape.name.to_owned()))
         }
         None => {
-            let (files, name) = checkpoint::find(args.model_id.as_deref(), &args.hub)?;
+            let (files, name) = checkpoint::find(id, &args.hub)?;
             let decoder =
-                load(&files, backend, &options).with_context(|| format!("cannot load model {name} {room}"))?;
+                load(&files, backend, &options).with_context(|| format!("cannot load model {name} {told}"))?;
             Ok((decoder, name))
         }
     }
 }
 
-fn progress_bar(args: &EngineArgs, round_steps: usize) -> ProgressBar {
+fn progress_bar(args: &EngineArgs, num_steps: u64) -> ProgressBar {
     if args.quiet {
         return ProgressBar::hidden();
     }
     // Drawn on standard error, and only when that is a terminal.
-    let bar = ProgressBar::new(u64::from(args.rounds) * round_steps as u64);
+    let bar = ProgressBar::new(num_steps);
     if let Ok(style) =
         ProgressStyle::with_template("measuring [{bar:32}] {pos} of {len} steps, {elapsed} (about {eta} more)")
     {

@@ -11,12 +11,12 @@ use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control, Sight, Watch};
 use pelton_bench::{Api, Arrival, BenchPlan, TargetPlan};
 use pelton_live::Line;
-use pelton_report::recipes::{card, engine, lengths, llm_bench, vus};
+use pelton_report::recipes::{card, lengths, llm_bench, vus};
 use serde_json::{Map, json};
 
 use super::{command, unix_seconds};
 use crate::args::bench::recipe::{
-    CardArgs, EngineTablesArgs, LengthsArgs, LlmBenchArgs, QpsSpread, Recipe, RecipeOutput, Spread, VusArgs,
+    CardArgs, LengthsArgs, LlmBenchArgs, QpsSpread, Recipe, RecipeOutput, Spread, VusArgs,
 };
 use crate::args::bench::target::TargetArgs;
 use crate::args::bench::workload::new_seed;
@@ -29,13 +29,12 @@ pub fn run(recipe: Recipe) -> anyhow::Result<ExitCode> {
         Recipe::Card(args) => card(args),
         Recipe::Lengths(args) => lengths(args),
         Recipe::LlmBench(args) => llm_bench(args),
-        Recipe::Engine(args) => engine(args),
     }
 }
 
 /// These recipes choose between streams and whole answers themselves.
 fn refuse_no_stream(target: &TargetArgs) -> anyhow::Result<()> {
-    if target.no_stream {
+    if target.manner.no_stream {
         bail!("--no-stream has no meaning here: this recipe chooses itself how answers are asked for");
     }
     Ok(())
@@ -59,25 +58,6 @@ fn lengths(args: LengthsArgs) -> anyhow::Result<ExitCode> {
     let plans = lengths::plans(&target, args.input_tokens, &args.lengths, args.users, args.duration, new_seed());
     let measured = measure(&plans, &args.output)?;
     print(&lengths::Lengths(&measured));
-    Ok(exit_code(&measured))
-}
-
-fn engine(args: EngineTablesArgs) -> anyhow::Result<ExitCode> {
-    refuse_no_stream(&args.target)?;
-    let target = args.target.plan();
-    let mut parameters = engine::Parameters {
-        model: String::new(),
-        sequence_length: args.sequence_length,
-        decode_length: args.decode_length,
-        runs: args.runs,
-        warmups: args.warmups,
-    };
-    let plans = engine::plans(&target, &args.batch_size, &parameters, new_seed());
-    let measured = measure(&plans, &args.output)?;
-    if let Some(first) = measured.first() {
-        parameters.model = first.server.name().to_owned();
-    }
-    print(&engine::Engine { results: &measured, parameters: &parameters });
     Ok(exit_code(&measured))
 }
 
