@@ -5,8 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{HeaderValue, Method, header};
+use ::http::{HeaderValue, Method, Version, header};
 use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -77,11 +80,10 @@ pub enum ServeRunError {
 pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Future<Output = ()>) -> ServeOutcome {
     let config = server.config();
     let engine = server.engine().clone();
-    let app = router(Arc::clone(&server));
-
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(config.num_connections().min(Semaphore::MAX_PERMITS)));
+    let app = router(Arc::clone(&server)).layer(from_fn_with_state(Arc::clone(&places), give_way));
     let http = http_settings(config.read_timeout);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -132,6 +134,17 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 /// All routes of all dialects.
 pub fn router(server: Arc<Server>) -> Router {
     dialects::routes(&server).layer(server.cors().clone())
+}
+
+/// While no place is free, an answer is the last one on its connection, so that whoever waits for a place gets one: else clients that keep
+/// their connections would shut out all others. (Streams of HTTP/2 share one connection, which is not theirs to close.)
+async fn give_way(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    let is_alone = request.version() < Version::HTTP_2;
+    let mut response = next.run(request).await;
+    if is_alone && places.available_permits() == 0 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (OwnedSemaphorePermit, io::Result<TcpStream>) {

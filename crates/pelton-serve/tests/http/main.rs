@@ -6,5 +6,6 @@ mod clouds;
 mod lifecycle;
 mod load;
 mod openai;
+mod overload;
 mod support;
 mod tgi;

@@ -260,6 +260,42 @@ impl Idle {
     }
 }
 
+/// A client that keeps its connection as long as the server does.
+pub struct Client<'a> {
+    server: &'a Server,
+    kept: Option<(http1::SendRequest<Full<Bytes>>, Connection)>,
+}
+
+impl<'a> Client<'a> {
+    pub fn new(server: &'a Server) -> Self {
+        Self { server, kept: None }
+    }
+
+    /// Posts JSON and reads the whole answer.
+    pub async fn post(&mut self, path: &str, body: &Value) -> Answer {
+        let kept = match self.kept.take() {
+            Some((mut sender, task)) => sender.ready().await.is_ok().then_some((sender, task)),
+            None => None,
+        };
+        let (mut sender, task) = match kept {
+            Some(kept) => kept,
+            None => {
+                let idle = self.server.connect().await;
+                (idle.sender, idle.task)
+            }
+        };
+        let request = Request::builder().method("POST").uri(path).header("host", "localhost");
+        let request = request.header("content-type", "application/json").body(Full::new(body.to_string().into()));
+        let sending = sender.send_request(request.expect("a request"));
+        let response = tokio::time::timeout(PATIENCE, sending).await.expect("in time").expect("an answer");
+        let answer = whole(response).await;
+        if answer.headers.get("connection").is_none_or(|value| value != "close") {
+            self.kept = Some((sender, task));
+        }
+        answer
+    }
+}
+
 /// Closes the socket when dropped.
 pub struct Connection(JoinHandle<()>);
 
