@@ -299,10 +299,10 @@ fn stop_at_interrupt(control: &Control) -> Result<()> {
     std::thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
         runtime.block_on(async {
             // Without signals there is no interrupt to wait for.
-            if tokio::signal::ctrl_c().await.is_ok() {
+            if pelton_bench::interrupt::interrupted().await.is_ok() {
                 control.stop();
             }
-            if tokio::signal::ctrl_c().await.is_ok() {
+            if pelton_bench::interrupt::interrupted().await.is_ok() {
                 std::process::exit(130);
             }
         });
