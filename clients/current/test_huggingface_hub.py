@@ -1,5 +1,8 @@
 """huggingface_hub's InferenceClient, as people use it with a text-generation-inference endpoint."""
 
+import json
+import re
+
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -54,6 +57,49 @@ def test_chat_completion(client):
     pieces = client.chat_completion(messages, max_tokens=16, temperature=0, stream=True)
     text = "".join(choice.delta.content or "" for piece in pieces for choice in piece.choices)
     assert text == answer.choices[0].message.content
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
+}
+
+
+def check_person(text):
+    person = json.loads(text)
+    assert list(person) == ["name", "age"] and len(person["name"]) <= 10 and 0 <= person["age"] <= 120
+
+
+def test_grammar(client):
+    check_person(client.text_generation(PROMPT, max_new_tokens=100, grammar={"type": "json", "value": SCHEMA}))
+    text = client.text_generation(PROMPT, max_new_tokens=20, grammar={"type": "regex", "value": "[a-c]{3}-[0-9]+"})
+    assert re.fullmatch("[a-c]{3}-[0-9]+", text)
+    with pytest.raises(Exception, match="grammar is not valid"):
+        client.text_generation(PROMPT, grammar={"type": "regex", "value": "("})
+
+
+def test_response_format(client):
+    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    answer = client.chat_completion([{"role": "user", "content": "who?"}], max_tokens=100, response_format=response_format)
+    check_person(answer.choices[0].message.content)
+
+
+def test_tools(client):
+    tools = [{"type": "function", "function": {"name": "meet", "description": "meet someone", "parameters": SCHEMA}}]
+    request = dict(messages=[{"role": "user", "content": "meet Ada"}], tools=tools, tool_choice="required", max_tokens=200, seed=3)
+    answer = client.chat_completion(**request)
+    [call] = answer.choices[0].message.tool_calls
+    assert call.function.name == "meet" and answer.choices[0].finish_reason == "tool_calls"
+    check_person(call.function.arguments)
+    pieces = list(client.chat_completion(**request, stream=True))
+    assert pieces[-1].choices[0].finish_reason == "tool_calls"
+    calls = [call_piece for piece in pieces for choice in piece.choices for call_piece in choice.delta.tool_calls or []]
+    assert "".join(piece.function.arguments for piece in calls) == call.function.arguments
+
+
+def test_watermark(client):
+    assert client.text_generation(PROMPT, max_new_tokens=20, watermark=True).strip()
 
 
 def test_mistake_reaches_the_user(client):

@@ -1,5 +1,7 @@
 """The `openai` package."""
 
+import json
+
 import openai
 import pytest
 
@@ -78,10 +80,74 @@ def test_unknown_model_is_not_found(client):
         client.completions.create(model="no-such-model", prompt="x")
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "unit": {"enum": ["celsius", "fahrenheit"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "unit", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "forecast", "description": "the weather to come", "parameters": SCHEMA}}]
+QUESTION = [{"role": "user", "content": "what will the weather be in Oslo?"}]
+
+
+def check_arguments(text):
+    arguments = json.loads(text)
+    assert sorted(arguments) == ["city", "days", "unit"] and 1 <= arguments["days"] <= 9
+    assert len(arguments["city"]) <= 12 and arguments["unit"] in ("celsius", "fahrenheit")
+
+
+def test_response_format_json_schema(client, model):
+    response_format = {"type": "json_schema", "json_schema": {"name": "forecast", "schema": SCHEMA, "strict": True}}
+    for seed in range(3):
+        answer = client.chat.completions.create(model=model, messages=QUESTION, seed=seed, max_tokens=200, response_format=response_format)
+        assert answer.choices[0].finish_reason == "stop"
+        check_arguments(answer.choices[0].message.content)
+
+
+def test_guided_choice(client, model):
+    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=20, extra_body={"guided_choice": ["return n", "pass"]})
+    assert answer.choices[0].text in ("return n", "pass")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "forecast"}}])
+def test_tool_call(client, model, choice):
+    answer = client.chat.completions.create(model=model, messages=QUESTION, tools=TOOLS, tool_choice=choice, max_tokens=200, seed=1)
+    assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
+    [call] = answer.choices[0].message.tool_calls
+    assert call.type == "function" and call.function.name == "forecast" and call.id == "0"
+    check_arguments(call.function.arguments)
+    turns = [*QUESTION, answer.choices[0].message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    after = client.chat.completions.create(model=model, messages=turns, tools=TOOLS, tool_choice="none", max_tokens=8)
+    assert after.choices[0].message.tool_calls is None
+
+
+def test_tool_call_stream(client, model):
+    request = dict(model=model, messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=200, seed=1)
+    whole = client.chat.completions.create(**request).choices[0].message.tool_calls[0]
+    chunks = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-2].choices[0].finish_reason == "tool_calls" and chunks[-1].usage.completion_tokens > 0
+    pieces = [piece for chunk in chunks for choice in chunk.choices for piece in choice.delta.tool_calls or []]
+    assert pieces[0].function.name == "forecast" and pieces[0].id == whole.id
+    assert "".join(piece.function.arguments for piece in pieces) == whole.function.arguments
+    with client.chat.completions.stream(**request) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.finish_reason == "tool_calls" and final.message.tool_calls[0].function.arguments == whole.function.arguments
+
+
+def test_tool_choice_auto_answers_one_way_or_the_other(client, model):
+    answer = client.chat.completions.create(model=model, messages=QUESTION, tools=TOOLS, max_tokens=200, seed=1)
+    message, reason = answer.choices[0].message, answer.choices[0].finish_reason
+    assert (reason == "tool_calls") == bool(message.tool_calls) and (message.content is None) == bool(message.tool_calls)
+
+
+def test_grammar_and_tools_exclude_each_other(client, model):
+    with pytest.raises(openai.UnprocessableEntityError, match="Tool error: Grammar and tools are mutually exclusive"):
+        client.chat.completions.create(model=model, messages=QUESTION, tools=TOOLS, response_format={"type": "json_object"})
+
+
 def test_what_is_not_built_is_refused_by_name(client, model):
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}], tools=tools)
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        client.chat.completions.create(model=model, messages=QUESTION, extra_body={"functions": []})
 
 
 def test_prompt_too_long_names_limit_and_value(client, model):

@@ -23,7 +23,7 @@ pub use batch::{Batch, BatchEngine, BatchError, BatchTimes};
 pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
-pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask};
+pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask, Watermark};
 pub use start::{EngineConfig, StartError, start};
 pub use stats::EngineGauges;
 pub use stream::TokenStream;

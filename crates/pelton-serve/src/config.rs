@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pelton_engine::{AdapterId, EngineHandle};
+use pelton_engine::{AdapterId, EngineHandle, Watermark};
 
 use crate::ServeRunError;
 
@@ -70,6 +70,10 @@ pub struct ServeConfig {
     pub vertex_predict_route: Option<String>,
     /// Another path of `/health`.
     pub vertex_health_route: Option<String>,
+    /// Whether texts may be made to keep to a grammar, which tools do too.
+    pub grammar_support: bool,
+    /// How strongly texts are marked for requests that ask for it.
+    pub watermark: Watermark,
     /// Key that generating requests must carry as a bearer token.
     pub api_key: Option<String>,
     /// Origins that browsers may call from; empty means any.
@@ -112,6 +116,8 @@ impl Default for ServeConfig {
             messages_api_enabled: false,
             vertex_predict_route: None,
             vertex_health_route: None,
+            grammar_support: true,
+            watermark: Watermark { gamma: 0.5, delta: 2.0 },
             api_key: None,
             cors_allow_origin: Vec::new(),
             graceful_termination_timeout: Duration::from_secs(60),

@@ -35,6 +35,8 @@ fn reason(error: &ServeError) -> String {
         ServeError::Syntax(_) => "the body is not JSON".to_owned(),
         ServeError::Shape { path, .. } => format!("{path} has another type"),
         ServeError::Invalid(invalid) => format!("{:?} is out of its limits", invalid.field()),
+        ServeError::Grammar { field, .. } => format!("{field} cannot be followed"),
+        ServeError::Tool(_) => "the tools cannot be used as asked".to_owned(),
         ServeError::Template(_) => "the template refuses the messages".to_owned(),
         error => error.to_string(),
     }

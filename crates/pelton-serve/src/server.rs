@@ -21,6 +21,8 @@ pub struct Server {
     cors: CorsLayer,
     engine: EngineHandle,
     pool: TextPool,
+    /// One thread that reads grammars: texts never wait for it.
+    grammar_pool: TextPool,
     /// One for each sequence in the server.
     permits: Arc<Semaphore>,
     body_memory: Arc<Semaphore>,
@@ -45,6 +47,7 @@ impl Server {
         let metrics = Metrics::new(config.model_name(), &limits, cache);
         let permits = Arc::new(Semaphore::new(config.max_concurrent_requests as usize));
         let body_memory = body::memory(config.payload_limit);
+        let grammar_pool = TextPool::new(pool.model().clone(), 1, config.max_concurrent_requests as usize);
         let is_stopping = AtomicBool::new(false);
         Ok(Arc::new(Self {
             config,
@@ -52,6 +55,7 @@ impl Server {
             cors,
             engine,
             pool,
+            grammar_pool,
             permits,
             body_memory,
             metrics,
@@ -128,6 +132,10 @@ impl Server {
 
     pub(crate) fn pool(&self) -> &TextPool {
         &self.pool
+    }
+
+    pub(crate) fn grammar_pool(&self) -> &TextPool {
+        &self.grammar_pool
     }
 
     pub(crate) fn text(&self) -> &TextModel {

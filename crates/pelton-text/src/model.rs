@@ -1,6 +1,7 @@
 //! A model's text side: its tokenizer, special tokens, chat template and defaults.
 
 use crate::files::{DefaultSampling, ModelFiles, read_file};
+use crate::grammar::Grammars;
 use crate::template::ChatTemplate;
 use crate::vocabulary::{Assembly, Vocabulary};
 use crate::{TextError, bytes, gguf};
@@ -20,6 +21,7 @@ struct Inner {
     fim: Option<FimTokens>,
     chat_template: Option<ChatTemplate>,
     default_sampling: DefaultSampling,
+    grammars: Grammars,
 }
 
 /// Tokens of fill-in-the-middle prompts: `prefix` before, `suffix` after, `middle` generated next.
@@ -101,7 +103,9 @@ impl TextModel {
         });
         let chat_template = ChatTemplate::from_files(&files);
         let default_sampling = files.default_sampling();
-        Ok(Self(Arc::new(Inner { tokenizer, vocabulary, eos_token_ids, fim, chat_template, default_sampling })))
+        let grammars = Grammars::default();
+        let inner = Inner { tokenizer, vocabulary, eos_token_ids, fim, chat_template, default_sampling, grammars };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// As [`from_files`](Self::from_files), from a directory.
@@ -193,6 +197,10 @@ impl TextModel {
     /// How the model's makers recommend to sample.
     pub fn default_sampling(&self) -> DefaultSampling {
         self.0.default_sampling
+    }
+
+    pub(crate) fn grammars(&self) -> &Grammars {
+        &self.0.grammars
     }
 
     pub(crate) fn vocabulary(&self) -> &Vocabulary {

@@ -6,6 +6,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
+/// Stack of a text thread: reading grammars and templates takes more than the usual two mebibytes.
+const STACK_BYTES: usize = 16 << 20;
+
 type Job = Box<dyn FnOnce(&TextModel) + Send>;
 
 /// A few threads that tokenize, render templates, and do what else is slow with text. Clones share them; they end when the last clone is gone.
@@ -29,6 +32,7 @@ impl TextPool {
             let (model, inbox) = (model.clone(), Arc::clone(&inbox));
             std::thread::Builder::new()
                 .name(format!("text-{index}"))
+                .stack_size(STACK_BYTES)
                 .spawn(move || work(&model, &inbox))
                 .expect("a text thread can be started");
         }

@@ -43,9 +43,11 @@ mod sampler;
 mod survey;
 #[cfg(test)]
 mod vocabulary_tests;
+mod watermark;
 
 pub use constraint::{ConstraintError, Ending, TokenConstraint, TokenMask};
 pub use params::SamplingParams;
 #[cfg(test)]
 pub(crate) use sampler::RowSampler;
 pub(crate) use sampler::Sampler;
+pub use watermark::Watermark;

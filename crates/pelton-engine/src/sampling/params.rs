@@ -2,9 +2,12 @@
 
 use pelton_backend::TokenId;
 
+use super::Watermark;
+
 /// Sampling of one sequence. Neutral values switch a step off; [`SamplingParams::default`] is greedy.
 ///
-/// Order of application: logit bias, repetition penalty, frequency and presence penalty, then (unless greedy) temperature,
+/// Order of application: watermark, logit bias, repetition penalty, frequency and presence penalty, the
+/// sequence's constraint, then (unless greedy) temperature,
 /// top-k, top-p, min-p, typical-p, draw.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -24,6 +27,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Subtracted once if the token occurs in the answer.
     pub presence_penalty: f32,
+    /// Marks the text.
+    pub watermark: Option<Watermark>,
     /// Added to the logits of single tokens.
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Draws depend on this, the choice's index and the token's position alone; never on batch mates.
@@ -41,6 +46,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            watermark: None,
             logit_bias: Vec::new(),
             seed: 0,
         }

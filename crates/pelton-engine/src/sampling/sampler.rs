@@ -175,11 +175,15 @@ impl RowSampler {
         let occurrence = params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
         let too_short = sequence.num_generated() < stopping.min_tokens && !stopping.stop_tokens.is_empty();
         let following = sequence.constraint.as_ref();
-        if params.logit_bias.is_empty() && !repetition && !occurrence && !too_short && following.is_none() {
+        let is_penalized = repetition || occurrence || !params.logit_bias.is_empty();
+        if !is_penalized && !too_short && following.is_none() && params.watermark.is_none() {
             return Ok(false);
         }
         self.row.clear();
         self.row.extend_from_slice(logits);
+        if let (Some(watermark), Some(&previous)) = (params.watermark, sequence.tokens().last()) {
+            watermark.add(&mut self.row, previous);
+        }
         processors::add_bias(&mut self.row, &params.logit_bias);
         if repetition {
             let tokens = sequence.tokens().iter().copied();
@@ -278,6 +282,29 @@ mod tests {
             .collect();
         assert_eq!(drawn[0], (uniform(11, 0, 2) * 1000.0) as u32);
         assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{drawn:?}");
+    }
+
+    #[test]
+    fn a_watermark_is_found_in_what_was_marked_and_nowhere_else() {
+        let watermark = crate::Watermark { gamma: 0.5, delta: 2.0 };
+        let say = |watermark| {
+            let sampling = SamplingParams { temperature: 1.0, seed: 5, watermark, ..SamplingParams::default() };
+            let mut random = fastrand::Rng::with_seed(5);
+            let stopping = StoppingParams { max_tokens: 1000, ..StoppingParams::default() };
+            let mut sequence = sequence(sampling, stopping, ReportParams::default(), 0);
+            let mut sampler = RowSampler::new(500);
+            for _ in 0..200 {
+                let logits: Vec<f32> = (0..500).map(|_| random.f32() * 4.0).collect();
+                let token = sampler.sample(&logits, &sequence);
+                sequence.take_sample(token);
+            }
+            sequence.generated().to_vec()
+        };
+        assert!(watermark.z_score(&say(Some(watermark))) > 6.0);
+        assert!(watermark.z_score(&say(None)).abs() < 4.0);
+        let other = crate::Watermark { gamma: 0.25, ..watermark };
+        assert!(other.z_score(&say(Some(other))) > 6.0);
+        assert_eq!(watermark.z_score(&[TokenId(3)]), 0.0);
     }
 
     #[test]

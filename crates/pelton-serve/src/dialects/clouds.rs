@@ -126,7 +126,10 @@ async fn predict(
             Ok(answer.generated_text)
         }
         Instance::Chat(wire) => {
-            let (request, _) = chat::parse(*wire, headers, server)?;
+            let (request, asked) = chat::parse(*wire, headers, server)?;
+            if asked.has_tools() {
+                return Err(ServeError::unsupported("tools", "a prediction is a text"));
+            }
             if request.num_choices > 1 {
                 let rule = "must be 1: each instance has one prediction";
                 return Err(Invalid::value(Field::Choices, rule, request.num_choices).into());

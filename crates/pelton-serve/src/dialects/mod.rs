@@ -1,6 +1,7 @@
 //! Dialects: each is four translations (parse, chunk, whole, refusal) and its routes. They do not know each other; `clouds` and `/chat_tokenize` join them.
 
 mod clouds;
+mod grammar;
 mod openai;
 mod tgi;
 

@@ -161,6 +161,17 @@ pub enum ServeError {
     /// The model is not served here.
     #[error("the model `{0}` does not exist")]
     UnknownModel(String),
+    /// The grammar means nothing, or too much.
+    #[error("grammar is not valid: {reason}")]
+    Grammar {
+        /// Where it stands, as the client wrote it.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tools cannot be used as asked.
+    #[error("Tool error: {0}")]
+    Tool(String),
     /// The chat template refused, or there is none.
     #[error("template error: {0}")]
     Template(String),

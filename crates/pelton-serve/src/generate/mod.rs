@@ -1,5 +1,6 @@
 //! One internal request in, one stream of events out; no dialect is known here.
 
+mod constraint;
 mod error;
 mod event;
 mod prepare;
@@ -10,6 +11,9 @@ mod submit;
 pub(crate) use error::{Field, Invalid, ServeError};
 pub(crate) use event::{Choice, FinishReason, GenerateEvent, GeneratedToken, Generation};
 pub(crate) use prepare::PreparedPrompt;
-pub(crate) use request::{Chat, Defaults, DetailsRequest, GenerateRequest, Prompt, SamplingRequest, StoppingRequest};
+pub(crate) use request::{
+    Chat, ChatTools, Defaults, DetailsRequest, GenerateRequest, GrammarRequest, Prompt, SamplingRequest,
+    StoppingRequest,
+};
 pub(crate) use stream::GenerateStream;
 pub(crate) use submit::{submit, tokenize};

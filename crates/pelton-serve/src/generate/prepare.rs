@@ -1,9 +1,12 @@
 //! From what was asked to what the engine computes: limits, defaults, template, tokens.
 
 use pelton_engine::{AdapterId, ReportParams, SamplingParams, StoppingParams, TokenId};
-use pelton_text::{ChatInput, TextError, TextModel, TextPool};
+use pelton_text::{ChatInput, ChatTemplate, TextError, TextModel, TextPool};
+use serde_json::{Map, Value};
 
-use super::request::{Chat, Defaults, DetailsRequest, GenerateRequest, Prompt, SamplingRequest, StoppingRequest};
+use super::request::{
+    Chat, ChatTools, Defaults, DetailsRequest, GenerateRequest, Prompt, SamplingRequest, StoppingRequest,
+};
 use super::{Field, Invalid, ServeError};
 use crate::{Limits, ServeConfig};
 
@@ -116,6 +119,7 @@ fn check_stopping(stopping: &StoppingRequest, config: &ServeConfig) -> Result<()
 /// Checks `request` and makes tokens of its prompts, on the text pool. [`check_shape`] comes before.
 pub(crate) async fn prepare(
     request: GenerateRequest,
+    config: &ServeConfig,
     limits: &Limits,
     pool: &TextPool,
 ) -> Result<Prepared, ServeError> {
@@ -130,7 +134,8 @@ pub(crate) async fn prepare(
         details,
         ..
     } = request;
-    let sampling = sampling_params(sampling, pool.model(), limits)?;
+    let watermark = sampling.watermark.then_some(config.watermark);
+    let sampling = SamplingParams { watermark, ..sampling_params(sampling, pool.model(), limits)? };
     let keep = kept_tokens(truncate, limits)?;
     if let Some(&token) = stopping.stop_tokens.iter().find(|&&token| token >= limits.vocab_size) {
         return Err(ServeError::value(Field::StopTokens, format!("must hold tokens < {}", limits.vocab_size), token));
@@ -273,9 +278,11 @@ pub(super) fn text_of(prompt: Prompt, model: &TextModel) -> Result<String, Serve
 fn render(chat: &Chat, model: &TextModel) -> Result<String, ServeError> {
     let template =
         model.chat_template().ok_or_else(|| ServeError::Template("the model has no chat template".into()))?;
+    let told = tell_tools(chat, template);
+    let messages = messages_for(told.as_deref().unwrap_or(&chat.messages), template);
     let input = ChatInput {
-        messages: &chat.messages,
-        tools: None,
+        messages: &messages,
+        tools: chat.tools.as_ref().map(|tools| &tools.list).filter(|_| template.mentions("tools")),
         add_generation_prompt: chat.add_generation_prompt,
         kwargs: &chat.variables,
     };
@@ -290,6 +297,44 @@ fn render(chat: &Chat, model: &TextModel) -> Result<String, ServeError> {
         );
     }
     Ok(text)
+}
+
+/// The messages with what is said of tools behind the last one: how to call them, and which there are where the template does not say it.
+fn tell_tools(chat: &Chat, template: &ChatTemplate) -> Option<Vec<Value>> {
+    let ChatTools { list, prompt } = chat.tools.as_ref()?;
+    let mut messages = chat.messages.clone();
+    let content = messages.last_mut()?.get_mut("content")?;
+    let mut text = content.as_str()?.to_owned();
+    if !template.mentions("tools") {
+        text.push_str("\n---\n");
+        text.push_str(&list.to_string());
+    }
+    text.push_str(prompt);
+    *content = Value::String(text);
+    Some(messages)
+}
+
+/// Calls that the assistant made, as templates read them: arguments are objects; where the template knows no calls, they are the message's text.
+fn messages_for(messages: &[Value], template: &ChatTemplate) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
+        let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { continue };
+        if calls.is_empty() {
+            continue;
+        }
+        for call in calls.iter_mut() {
+            let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+            if let Some(object) =
+                arguments.as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok())
+            {
+                *arguments = Value::Object(object);
+            }
+        }
+        if !template.mentions("tool_calls") && message["content"].is_null() {
+            message["content"] = Value::String(message["tool_calls"].to_string());
+        }
+    }
+    messages
 }
 
 pub(super) fn text_error(error: TextError) -> ServeError {
@@ -350,6 +395,7 @@ fn sampling_params(request: SamplingRequest, model: &TextModel, limits: &Limits)
         repetition_penalty,
         frequency_penalty: penalty(Field::FrequencyPenalty, request.frequency_penalty)?,
         presence_penalty: penalty(Field::PresencePenalty, request.presence_penalty)?,
+        watermark: None,
         logit_bias: request.logit_bias.into_iter().map(|(token, bias)| (TokenId(token), bias)).collect(),
         seed: request.seed.unwrap_or_else(|| fastrand::u64(..)),
     })

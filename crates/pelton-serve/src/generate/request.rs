@@ -1,6 +1,7 @@
 //! What any dialect can ask, as asked: nothing here is checked yet.
 
 use pelton_engine::AdapterId;
+use pelton_text::Grammar;
 use serde_json::{Map, Value};
 
 /// A request to generate.
@@ -24,6 +25,17 @@ pub struct GenerateRequest {
     pub stopping: StoppingRequest,
     /// What to tell beside the text.
     pub details: DetailsRequest,
+    /// What the text shall keep to.
+    pub grammar: Option<GrammarRequest>,
+}
+
+/// A grammar, and where it stands in the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrammarRequest {
+    /// As the client wrote it, for errors.
+    pub field: &'static str,
+    /// The grammar.
+    pub grammar: Grammar,
 }
 
 /// One prompt.
@@ -53,8 +65,19 @@ pub struct Chat {
     pub add_generation_prompt: bool,
     /// Leave the last message open, so that the answer continues it.
     pub continue_final_message: bool,
+    /// Functions that may be called, and what is said of them; for the template, or for the last message where the template knows no tools.
+    pub tools: Option<ChatTools>,
     /// More variables for the template.
     pub variables: Map<String, Value>,
+}
+
+/// Tools, as a prompt tells them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatTools {
+    /// List of `{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}`.
+    pub list: Value,
+    /// How to call them; put behind the last message.
+    pub prompt: String,
 }
 
 /// Where values come from that a request leaves out.
@@ -91,6 +114,8 @@ pub struct SamplingRequest {
     pub logit_bias: Vec<(u32, f32)>,
     /// `None` draws one.
     pub seed: Option<u64>,
+    /// Whether to mark the text, as strongly as the server is set to.
+    pub watermark: bool,
 }
 
 /// When to end.

@@ -125,6 +125,11 @@ impl GenerateStream {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Gives events back that were read: they come again, in the same order, before all others.
+    pub(crate) fn put_back(&mut self, events: Vec<GenerateEvent>) {
+        events.into_iter().rev().for_each(|event| self.ready.push_front(event));
+    }
+
     /// The next event, or a wake-up when there is one.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenerateEvent, ServeError>>> {
         loop {

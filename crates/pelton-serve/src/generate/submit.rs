@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pelton_engine::{SequenceRequest, TokenStream};
+use pelton_engine::{SequenceRequest, TokenConstraint, TokenStream};
 use pelton_text::EncodedToken;
 use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
+use super::constraint;
 use super::prepare::{self, Prepared};
 use super::{GenerateRequest, GenerateStream, Prompt, ServeError};
 use crate::metrics::{Counters, Outcome, RequestRecord};
@@ -16,7 +17,7 @@ use crate::server::Server;
 /// gives everything back.
 pub(crate) async fn submit(
     server: &Arc<Server>,
-    request: GenerateRequest,
+    mut request: GenerateRequest,
     arrived_at: Instant,
 ) -> Result<GenerateStream, ServeError> {
     Counters::add(&server.metrics().counters.requests, 1);
@@ -26,8 +27,12 @@ pub(crate) async fn submit(
     let num_sequences = request.prompts.len() as u32 * request.num_choices;
     let permit = admit(server, num_sequences)?;
 
-    let prepared = prepare::prepare(request, server.limits(), server.pool()).await?;
-    let streams = submit_sequences(server, &prepared)?;
+    let (grammar, stopping) = (request.grammar.take(), request.stopping.clone());
+    let (prepared, constraint) = tokio::try_join!(
+        prepare::prepare(request, server.config(), server.limits(), server.pool()),
+        constraint::constraint(server, grammar, &stopping),
+    )?;
+    let streams = submit_sequences(server, &prepared, constraint)?;
     let now = Instant::now();
     let record = RequestRecord {
         dialect,
@@ -56,7 +61,11 @@ fn admit(server: &Server, num_sequences: u32) -> Result<OwnedSemaphorePermit, Se
 }
 
 /// Streams of all choices, prompt by prompt. When the engine refuses one, dropping the others cancels them.
-fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStream>, ServeError> {
+fn submit_sequences(
+    server: &Server,
+    prepared: &Prepared,
+    constraint: Option<Box<dyn TokenConstraint>>,
+) -> Result<Vec<TokenStream>, ServeError> {
     let mut streams = Vec::with_capacity(prepared.prompts.len() * usize::from(prepared.num_choices));
     for prompt in &prepared.prompts {
         streams.extend(server.engine().submit(SequenceRequest {
@@ -65,7 +74,7 @@ fn submit_sequences(server: &Server, prepared: &Prepared) -> Result<Vec<TokenStr
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,
-            constraint: None,
+            constraint: constraint.clone(),
             num_choices: prepared.num_choices,
         })?);
     }

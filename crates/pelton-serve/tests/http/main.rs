@@ -3,9 +3,11 @@
 mod adapters;
 mod bad_input;
 mod clouds;
+mod grammars;
 mod lifecycle;
 mod load;
 mod openai;
 mod overload;
 mod support;
 mod tgi;
+mod tools;

@@ -9,6 +9,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Instructions that one rendering may take. Real templates take some hundreds per message.
 const FUEL: u64 = 5_000_000;
@@ -27,6 +28,8 @@ pub struct ChatTemplate {
     environment: Result<Environment<'static>, String>,
     /// Special tokens by name.
     tokens: BTreeMap<String, Value>,
+    /// The text of all templates.
+    source: Arc<str>,
 }
 
 /// What a chat template is given.
@@ -53,6 +56,7 @@ impl ChatTemplate {
         Some(Self {
             environment: compile(&files.templates).map_err(|error| describe(&error)),
             tokens: tokens.collect(),
+            source: files.templates.iter().map(|(_, source)| source.as_str()).collect::<Vec<_>>().join("\n").into(),
         })
     }
 
@@ -64,7 +68,12 @@ impl ChatTemplate {
         let environment = compile(&[("default".to_owned(), source.to_owned())])
             .map_err(|error| TextError::Template(describe(&error)))?;
         let tokens = tokens.iter().map(|&(name, token)| (name.to_owned(), Value::from(token))).collect();
-        Ok(Self { environment: Ok(environment), tokens })
+        Ok(Self { environment: Ok(environment), tokens, source: source.into() })
+    }
+
+    /// Whether the template says `name` anywhere: one that never does has no use for the variable or field of that name.
+    pub fn mentions(&self, name: &str) -> bool {
+        self.source.contains(name)
     }
 
     /// Renders the prompt of a conversation.

@@ -2,6 +2,7 @@
 
 mod detokenizing;
 mod gguf;
+mod grammars;
 mod loading;
 mod pool;
 mod samples;

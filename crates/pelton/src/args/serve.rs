@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod batching;
 pub mod fake;
+pub mod grammar;
 pub mod limits;
 pub mod listen;
 
@@ -36,6 +37,9 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub batching: batching::BatchArgs,
+
+    #[command(flatten)]
+    pub grammar: grammar::GrammarArgs,
 
     /// Log as JSON lines instead of text. What is logged is set by RUST_LOG, for example RUST_LOG=debug.
     #[arg(long, env = "JSON_OUTPUT")]

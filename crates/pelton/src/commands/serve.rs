@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use pelton_backend::TokenId;
 use pelton_cpu::CpuBackend;
-use pelton_engine::{EngineConfig, FakeConfig, FakeModel};
+use pelton_engine::{EngineConfig, FakeConfig, FakeModel, Watermark};
 use pelton_model::{AdapterSource, KvBudget, LoadOptions, Model, ModelFiles, load};
 use pelton_serve::{ServeConfig, ServeOutcome, ServedAdapter, Server};
 use pelton_text::{TextModel, TextPool};
@@ -268,6 +268,8 @@ fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
         messages_api_enabled: env::messages_api_enabled(),
         vertex_predict_route,
         vertex_health_route,
+        grammar_support: !args.grammar.disable_grammar_support,
+        watermark: Watermark { gamma: args.grammar.watermark_gamma, delta: args.grammar.watermark_delta },
         api_key: args.listen.api_key.clone(),
         cors_allow_origin: args.listen.cors_allow_origin.clone(),
         graceful_termination_timeout: Duration::from_secs(args.listen.graceful_termination_timeout),

@@ -8,19 +8,22 @@ use axum::response::{AppendHeaders, IntoResponse, Json, Response};
 use http::HeaderMap;
 use pelton_protocol::openai::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, ChatRequest,
-    ChatResponse, ChatTokenLogprob, ChatTopLogprob, Content,
+    ChatResponse, ChatTokenLogprob, ChatTopLogprob, Content, Usage,
 };
 use pelton_protocol::sse::DONE;
 use pelton_text::TextModel;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::tool_text::{ToolStep, ToolText};
+use super::tools::{NO_TOOL, Tools, next_call_id};
 use super::{
     Names, UsageWanted, chosen, finite, id_suffix, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
     usage_of, usage_wanted, wire_reason,
 };
+use crate::dialects::grammar;
 use crate::generate::{
-    Chat, DetailsRequest, Field, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken, Generation, Prompt,
-    ServeError, submit,
+    Chat, DetailsRequest, Field, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken,
+    Generation, Prompt, ServeError, submit,
 };
 use crate::metrics::RequestRecord;
 use crate::server::{Server, unix_seconds};
@@ -71,6 +74,16 @@ pub(in crate::dialects) struct Asked {
     usage: UsageWanted,
     logprobs: bool,
     tokens_as_ids: bool,
+    /// Set when the answer is a call.
+    call_id: Option<String>,
+    /// The same request without tools, for a model that has no use for them.
+    without_tools: Option<Box<GenerateRequest>>,
+}
+
+impl Asked {
+    pub(in crate::dialects) fn has_tools(&self) -> bool {
+        self.call_id.is_some()
+    }
 }
 
 pub(in crate::dialects) fn parse(
@@ -104,22 +117,34 @@ pub(in crate::dialects) fn parse(
     if let Some(documents) = wire.documents {
         variables.insert("documents".into(), documents);
     }
+    let tools = Tools::parse(wire.tools.as_ref(), wire.tool_choice.as_ref(), wire.tool_prompt)?;
+    let grammar = grammar::of_fields(fields)?;
+    if grammar.is_some() && wire.tools.is_some_and(|tools| !tools.is_null()) {
+        return Err(ServeError::Tool("Grammar and tools are mutually exclusive".into()));
+    }
+    if tools.is_some() && fields.n.unwrap_or(1) > 1 {
+        return Err(ServeError::unsupported("n", "with `tools` only 1 is possible"));
+    }
+    let call_id = tools.as_ref().map(|_| next_call_id(&wire.messages));
     let messages = wire.messages.into_iter().enumerate().map(|(index, message)| template_message(index, message));
     let chat = Chat {
         messages: messages.collect::<Result<_, _>>()?,
         add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
+        tools: None,
         variables,
     };
-    let asked = Asked {
+    let mut asked = Asked {
         id: format!("chatcmpl-{}", id_suffix(headers, fields.request_id.as_deref())),
         model,
         stream,
         usage,
         logprobs,
         tokens_as_ids: fields.return_tokens_as_token_ids == Some(true),
+        call_id,
+        without_tools: None,
     };
-    let request = GenerateRequest {
+    let mut request = GenerateRequest {
         dialect: "openai.chat",
         adapter,
         prompts: vec![Prompt::Chat(chat)],
@@ -135,7 +160,15 @@ pub(in crate::dialects) fn parse(
             prompt: false,
             skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         },
+        grammar,
     };
+    if let Some(tools) = tools {
+        asked.without_tools = tools.may_answer.then(|| Box::new(request.clone()));
+        request.grammar = Some(tools.grammar());
+        if let Some(Prompt::Chat(chat)) = request.prompts.first_mut() {
+            chat.tools = Some(tools.told());
+        }
+    }
     Ok((request, asked))
 }
 
@@ -143,8 +176,6 @@ pub(in crate::dialects) fn parse(
 fn refuse_unsupported(wire: &ChatRequest) -> Result<(), ServeError> {
     let is_none = |choice: &Value| choice == "none" || choice == "auto";
     let is_text = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
-    refuse_set("tools", &wire.tools)?;
-    refuse_set("tool_choice", &wire.tool_choice.as_ref().filter(|choice| !is_none(choice)))?;
     refuse_set("functions", &wire.functions)?;
     refuse_set("function_call", &wire.function_call.as_ref().filter(|choice| !is_none(choice)))?;
     refuse_set("reasoning_effort", &wire.reasoning_effort)?;
@@ -186,31 +217,81 @@ fn template_message(index: usize, message: ChatMessage) -> Result<Value, ServeEr
     Ok(Value::Object(fields))
 }
 
+/// Submits `request`. A model that may call tools and will not is asked again without them, as soon as it says so; what that took is returned as well.
+async fn begin(
+    server: &Arc<Server>,
+    request: GenerateRequest,
+    asked: &mut Asked,
+    arrived_at: Instant,
+) -> Result<(GenerateStream, Spent), ServeError> {
+    let mut stream = submit(server, request, arrived_at).await?;
+    let Some(without_tools) = asked.without_tools.take() else { return Ok((stream, Spent::default())) };
+    let (mut seen, mut call) = (Vec::new(), ToolText::default());
+    while call.name().is_none() {
+        let Some(event) = stream.next().await.transpose()? else { break };
+        if let GenerateEvent::Token { token, .. } = &event {
+            call.push(&token.text);
+        }
+        seen.push(event);
+    }
+    if call.name() != Some(NO_TOOL) {
+        stream.put_back(seen);
+        return Ok((stream, Spent::default()));
+    }
+    let RequestRecord { num_prompt_tokens, num_generated_tokens, num_cached_tokens, .. } = stream.record();
+    // Its place is free before another one is asked for.
+    drop(stream);
+    asked.call_id = None;
+    let stream = submit(server, *without_tools, arrived_at).await?;
+    Ok((stream, Spent { num_prompt_tokens, num_generated_tokens, num_cached_tokens }))
+}
+
+/// Tokens of a generation that was given up.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    num_prompt_tokens: u32,
+    num_generated_tokens: u32,
+    num_cached_tokens: u32,
+}
+
+impl Spent {
+    /// Everything that was computed for the answer of `record`.
+    fn usage(&self, record: &RequestRecord) -> Usage {
+        let mut record = record.clone();
+        record.num_prompt_tokens += self.num_prompt_tokens;
+        record.num_generated_tokens += self.num_generated_tokens;
+        record.num_cached_tokens += self.num_cached_tokens;
+        usage_of(&record)
+    }
+}
+
+/// Why a choice ended; a whole call is an end of its own.
+fn finish_reason(reason: &FinishReason, is_call: bool) -> &'static str {
+    match reason {
+        FinishReason::EndOfText | FinishReason::StopToken(_) if is_call => "tool_calls",
+        reason => wire_reason(reason),
+    }
+}
+
 // Whole.
 
 async fn whole(
     server: &Arc<Server>,
     request: GenerateRequest,
-    asked: Asked,
+    mut asked: Asked,
     arrived_at: Instant,
 ) -> Result<Response, ServeError> {
-    let stream = submit(server, request, arrived_at).await?;
+    let (stream, spent) = begin(server, request, &mut asked, arrived_at).await?;
     let prompts = stream.prompts().to_vec();
     let Generation { choices, record, .. } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
     let answer = |(index, choice): (usize, crate::generate::Choice)| ChatChoice {
         index: index as u32,
-        message: AssistantMessage {
-            role: "assistant".into(),
-            content: Some(choice.text),
-            refusal: None,
-            tool_calls: None,
-            reasoning_content: None,
-        },
+        finish_reason: Some(finish_reason(&choice.reason, asked.call_id.is_some()).into()),
+        message: message(choice.text, asked.call_id.as_deref()),
         logprobs: asked.logprobs.then(|| ChatLogprobs {
             content: choice.tokens.iter().map(|token| logprob(token, server.text(), asked.tokens_as_ids)).collect(),
         }),
-        finish_reason: Some(wire_reason(&choice.reason).into()),
         stop_reason: stop_reason(&choice.reason),
     };
     let body = ChatResponse {
@@ -219,9 +300,22 @@ async fn whole(
         created: unix_seconds(),
         model: asked.model,
         choices: choices.into_iter().enumerate().map(answer).collect(),
-        usage: Some(usage_of(&record)),
+        usage: Some(spent.usage(&record)),
     };
     Ok((AppendHeaders(headers), Json(body)).into_response())
+}
+
+/// What the assistant says: a text, or a call as far as it came.
+fn message(text: String, call_id: Option<&str>) -> AssistantMessage {
+    let (content, tool_calls) = match call_id {
+        None => (Some(text), None),
+        Some(id) => {
+            let ToolStep { name, arguments } = ToolText::default().push(&text);
+            let function = |name| json!({"name": name, "arguments": arguments});
+            (None, name.map(|name| vec![json!({"id": id, "type": "function", "function": function(name)})]))
+        }
+    };
+    AssistantMessage { role: "assistant".into(), content, refusal: None, tool_calls, reasoning_content: None }
 }
 
 fn logprob(token: &GeneratedToken, text: &TextModel, tokens_as_ids: bool) -> ChatTokenLogprob {
@@ -244,12 +338,12 @@ fn logprob(token: &GeneratedToken, text: &TextModel, tokens_as_ids: bool) -> Cha
 async fn stream(
     server: &Arc<Server>,
     request: GenerateRequest,
-    asked: Asked,
+    mut asked: Asked,
     arrived_at: Instant,
 ) -> Result<Response, ServeError> {
-    let stream = submit(server, request, arrived_at).await?;
+    let (stream, spent) = begin(server, request, &mut asked, arrived_at).await?;
     let headers = timing::stream_headers(server, stream.prompts());
-    let chunks = Chunks::new(server.text().clone(), asked, &stream);
+    let chunks = Chunks::new(server.text().clone(), asked, spent, &stream);
     Ok(sse::response(headers, stream, chunks))
 }
 
@@ -260,12 +354,15 @@ struct Chunks {
     has_begun: Vec<bool>,
     num_prompt_tokens: u32,
     num_generated_tokens: u32,
+    spent: Spent,
+    /// The call, if the answer is one.
+    call: ToolText,
     /// Written again and again with other contents; always one choice.
     chunk: ChatChunk,
 }
 
 impl Chunks {
-    fn new(text: TextModel, mut asked: Asked, stream: &GenerateStream) -> Self {
+    fn new(text: TextModel, mut asked: Asked, spent: Spent, stream: &GenerateStream) -> Self {
         let choice = ChatChunkChoice {
             index: 0,
             delta: ChatDelta::default(),
@@ -282,8 +379,17 @@ impl Chunks {
             usage: None,
         };
         let has_begun = vec![false; stream.num_sequences() as usize];
-        let num_prompt_tokens = stream.prompts().iter().map(|prompt| prompt.tokens.len() as u32).sum();
-        Self { text, asked, has_begun, num_prompt_tokens, num_generated_tokens: 0, chunk }
+        let num_prompt_tokens: u32 = stream.prompts().iter().map(|prompt| prompt.tokens.len() as u32).sum();
+        Self {
+            text,
+            asked,
+            has_begun,
+            num_prompt_tokens: num_prompt_tokens + spent.num_prompt_tokens,
+            num_generated_tokens: spent.num_generated_tokens,
+            spent,
+            call: ToolText::default(),
+            chunk,
+        }
     }
 
     /// Writes the chunk and empties it.
@@ -303,7 +409,7 @@ impl Chunks {
             let piece = &mut self.chunk.choices[0];
             piece.index = choice;
             piece.delta.role = Some("assistant".into());
-            piece.delta.content = Some(String::new());
+            piece.delta.content = self.asked.call_id.is_none().then(String::new);
             self.send(out);
         }
     }
@@ -318,8 +424,20 @@ impl Chunks {
             .logprobs
             .then(|| ChatLogprobs { content: vec![logprob(&token, &self.text, self.asked.tokens_as_ids)] });
         let has_content = !token.text.is_empty() || self.asked.logprobs;
-        piece.delta.content = Some(token.text);
-        has_content
+        let Some(id) = &self.asked.call_id else {
+            piece.delta.content = Some(token.text);
+            return has_content;
+        };
+        let ToolStep { name, arguments } = self.call.push(&token.text);
+        piece.delta.tool_calls = match name {
+            Some(name) => {
+                let function = json!({"name": name, "arguments": arguments});
+                Some(vec![json!({"index": 0, "id": id, "type": "function", "function": function})])
+            }
+            None if arguments.is_empty() => None,
+            None => Some(vec![json!({"index": 0, "function": {"arguments": arguments}})]),
+        };
+        piece.delta.tool_calls.is_some() || self.asked.logprobs
     }
 }
 
@@ -337,7 +455,7 @@ impl sse::Chunks for Chunks {
             GenerateEvent::Finished { choice, reason } => {
                 let piece = &mut self.chunk.choices[0];
                 piece.index = choice;
-                piece.finish_reason = Some(wire_reason(&reason).into());
+                piece.finish_reason = Some(finish_reason(&reason, self.call.is_complete()).into());
                 piece.stop_reason = stop_reason(&reason);
                 self.send(out);
             }
@@ -347,7 +465,7 @@ impl sse::Chunks for Chunks {
     fn end(&mut self, record: &RequestRecord, out: &mut Vec<u8>) {
         if self.asked.usage.at_end {
             self.chunk.choices.clear();
-            self.chunk.usage = Some(usage_of(record));
+            self.chunk.usage = Some(self.spent.usage(record));
             sse::write(&self.chunk, out);
         }
         out.extend_from_slice(DONE);

@@ -17,6 +17,7 @@ use super::{
     UsageWanted, chosen, field_name, finite, id_suffix, refusal_body, refuse, sampling, stop_reason, usage, usage_of,
     usage_wanted, wire_reason,
 };
+use crate::dialects::grammar;
 use crate::generate::{
     Choice, DetailsRequest, Field, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken, Generation,
     PreparedPrompt, Prompt, ServeError, submit,
@@ -123,6 +124,7 @@ fn parse(
             prompt: echo && asked.logprobs,
             skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         },
+        grammar: grammar::of_fields(&fields)?,
     };
     Ok((request, asked))
 }

@@ -7,6 +7,8 @@ pub(super) mod chat;
 pub(super) mod completions;
 mod models;
 mod sampling;
+mod tool_text;
+mod tools;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -146,7 +148,9 @@ fn refusal_body(error: &ServeError, names: Names) -> (StatusCode, ErrorBody) {
         | ServeError::Invalid(_)
         | ServeError::Unsupported { .. }
         | ServeError::Conflict { .. }
+        | ServeError::Grammar { .. }
         | ServeError::Template(_) => (StatusCode::BAD_REQUEST, "BadRequestError"),
+        ServeError::Tool(_) => (StatusCode::UNPROCESSABLE_ENTITY, "tool_error"),
         ServeError::BodyIncomplete(_) => (StatusCode::REQUEST_TIMEOUT, "BadRequestError"),
         ServeError::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "BadRequestError"),
         ServeError::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "BadRequestError"),
@@ -166,7 +170,10 @@ fn refusal_body(error: &ServeError, names: Names) -> (StatusCode, ErrorBody) {
     let param = match error {
         ServeError::Shape { path, .. } => Some(path.clone()),
         ServeError::Invalid(invalid) => Some(names(invalid.field()).to_owned()),
-        ServeError::Unsupported { field, .. } | ServeError::Conflict { field, .. } => Some((*field).to_owned()),
+        ServeError::Unsupported { field, .. }
+        | ServeError::Conflict { field, .. }
+        | ServeError::Grammar { field, .. } => Some((*field).to_owned()),
+        ServeError::Tool(_) => Some("tools".to_owned()),
         ServeError::UnknownModel(_) => Some("model".to_owned()),
         ServeError::Template(_) => Some("messages".to_owned()),
         _ => None,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use pelton_protocol::openai::{SamplingFields, StringOrList};
-use serde_json::Value;
 
 use super::refuse_set;
 use crate::generate::{Defaults, Field, SamplingRequest, ServeError, StoppingRequest};
@@ -18,19 +17,9 @@ pub(super) fn refuse_unsupported(fields: &SamplingFields) -> Result<(), ServeErr
     refuse_set("priority", &fields.priority.filter(|&priority| priority != 0))?;
     refuse_set("cache_salt", &fields.cache_salt)?;
     refuse_set("return_token_ids", &fields.return_token_ids.filter(|&wanted| wanted))?;
-    refuse_set("response_format", &fields.response_format.as_ref().filter(|format| !is_plain_text(format)))?;
-    refuse_set("structured_outputs", &fields.structured_outputs)?;
-    refuse_set("guided_json", &fields.guided_json)?;
-    refuse_set("guided_regex", &fields.guided_regex)?;
-    refuse_set("guided_choice", &fields.guided_choice)?;
-    refuse_set("guided_grammar", &fields.guided_grammar)?;
     refuse_set("kv_transfer_params", &fields.kv_transfer_params)?;
     refuse_set("vllm_xargs", &fields.vllm_xargs)?;
     refuse_set("truncation_side", &fields.truncation_side.as_deref().filter(|&side| side != "left"))
-}
-
-fn is_plain_text(format: &Value) -> bool {
-    format.get("type").and_then(Value::as_str) == Some("text")
 }
 
 pub(super) fn sampling(fields: &SamplingFields) -> Result<SamplingRequest, ServeError> {
@@ -47,6 +36,7 @@ pub(super) fn sampling(fields: &SamplingFields) -> Result<SamplingRequest, Serve
         logit_bias: fields.logit_bias.as_ref().map_or(Ok(Vec::new()), logit_bias)?,
         // Any 64 bits are a seed.
         seed: fields.seed.map(|seed| seed as u64),
+        watermark: false,
     })
 }
 

@@ -13,6 +13,7 @@ use pelton_protocol::tgi::{
 use pelton_text::TextModel;
 
 use super::{refusal_body, refuse};
+use crate::dialects::grammar;
 use crate::generate::{
     Choice, Defaults, DetailsRequest, Field, FinishReason, GenerateEvent, GenerateRequest, GenerateStream,
     GeneratedToken, Generation, Prompt, SamplingRequest, ServeError, StoppingRequest, submit,
@@ -90,6 +91,8 @@ pub(in crate::dialects) fn parse(
     let adapter = parameters.adapter_id.as_deref().map(|name| adapter(name, config)).transpose()?;
     let GenerateParameters { best_of, do_sample, temperature, top_k, top_p, typical_p, .. } = parameters;
     let is_sampled = is_sampled(&parameters);
+    let grammar = parameters.grammar.as_ref();
+    let grammar = grammar.map(|asked| grammar::typed("grammar", &asked.kind, &asked.value)).transpose()?;
     let asked = Asked {
         full_text: (parameters.return_full_text == Some(true)).then(|| wire.inputs.clone()),
         details: parameters.details || parameters.decoder_input_details,
@@ -116,6 +119,7 @@ pub(in crate::dialects) fn parse(
             presence_penalty: None,
             logit_bias: Vec::new(),
             seed: parameters.seed,
+            watermark: parameters.watermark,
         },
         stopping: StoppingRequest {
             max_tokens: parameters.max_new_tokens,
@@ -132,6 +136,7 @@ pub(in crate::dialects) fn parse(
             prompt: asked.prefill,
             skip_special_tokens: true,
         },
+        grammar,
     };
     Ok((request, asked))
 }
@@ -198,11 +203,6 @@ fn check(parameters: &GenerateParameters, config: &ServeConfig, delivery: Delive
             "decoder_input_details",
             "`decoder_input_details` == true is not supported when streaming tokens",
         );
-    }
-    for (field, is_set) in [("grammar", parameters.grammar.is_some()), ("watermark", parameters.watermark)] {
-        if is_set {
-            return Err(ServeError::unsupported(field, "this server does not have it"));
-        }
     }
     Ok(())
 }

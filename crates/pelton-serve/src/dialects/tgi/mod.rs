@@ -59,6 +59,8 @@ fn refusal_body(error: &ServeError) -> (StatusCode, ErrorBody) {
         ServeError::Shape { .. } | ServeError::Unsupported { .. } | ServeError::Conflict { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, validation(error.to_string()), "validation")
         }
+        ServeError::Grammar { .. } => (StatusCode::UNPROCESSABLE_ENTITY, validation(error.to_string()), "validation"),
+        ServeError::Tool(_) => (StatusCode::UNPROCESSABLE_ENTITY, error.to_string(), "tool_error"),
         ServeError::Template(reason) => {
             (StatusCode::UNPROCESSABLE_ENTITY, format!("Template error: {reason}"), "template_error")
         }
