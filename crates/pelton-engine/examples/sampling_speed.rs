@@ -68,8 +68,13 @@ fn measure(logits: &Arc<[f32]>, num_users: usize, sampling: &SamplingParams, rep
         num_adapters: 0,
     };
     let model = Rows { spec, logits: logits.clone(), returned_at: None, gaps: gaps.clone(), num_rows: 0 };
-    let config =
-        EngineConfig { max_step_tokens: 256, max_sequences: MAX_USERS as u32, max_queued: 0, prefix_cache: false };
+    let config = EngineConfig {
+        max_step_tokens: 256,
+        max_sequences: MAX_USERS as u32,
+        max_queued: 0,
+        prefix_cache: false,
+        ..EngineConfig::default()
+    };
     let engine = start(Box::new(model), config).expect("the limits are not zero");
     let streams: Vec<_> = (0..num_users)
         .flat_map(|index| {

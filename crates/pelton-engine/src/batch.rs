@@ -69,6 +69,7 @@ impl BatchEngine {
             max_sequences: u32::try_from(spec.max_logit_rows).unwrap_or(u32::MAX),
             max_queued: 0,
             prefix_cache: false,
+            ..EngineConfig::default()
         };
         start(model, config).map(Self)
     }

@@ -24,6 +24,6 @@ pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent}
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
 pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask, Watermark};
-pub use start::{EngineConfig, StartError, start};
+pub use start::{EngineConfig, Newcomers, StartError, start};
 pub use stats::EngineGauges;
 pub use stream::TokenStream;

@@ -9,7 +9,7 @@ use crate::handle::{EngineThread, Shared, admission};
 use crate::{EngineGauges, EngineHandle, thread};
 
 /// Limits of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineConfig {
     /// Token budget: tokens one step may compute. More makes prompts faster and the gaps between tokens longer. The model's
     /// `max_step_rows` bounds it.
@@ -21,12 +21,37 @@ pub struct EngineConfig {
     /// Whether computed blocks are kept and found again by later prompts. Without it, the choices of one request compute the
     /// prompt each on their own.
     pub prefix_cache: bool,
+    /// When those who wait may join those who run.
+    pub newcomers: Newcomers,
+}
+
+/// When sequences that never ran may join those that run: once they are many enough or have waited long enough.
+///
+/// A step with a newcomer's prompt in it is longer, for everyone. Letting newcomers gather makes such steps fewer, and the newcomers' first
+/// tokens later. Sequences that lost their blocks come back whatever is said here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Newcomers {
+    /// They join when they are at least this many for each sequence that runs, rounded down over all of them. 0: at once.
+    pub waiting_served_ratio: f32,
+    /// They join after so many steps without a newcomer, however few they are.
+    pub max_waiting_steps: u32,
+}
+
+impl Newcomers {
+    /// Everyone joins as soon as there is room.
+    pub const AT_ONCE: Self = Self { waiting_served_ratio: 0.0, max_waiting_steps: 0 };
 }
 
 impl Default for EngineConfig {
-    /// Steps of 256 tokens, 128 sequences at once and as many waiting, prompts found again.
+    /// Steps of 256 tokens, 128 sequences at once and as many waiting, prompts found again, newcomers let in at once.
     fn default() -> Self {
-        Self { max_step_tokens: 256, max_sequences: 128, max_queued: 128, prefix_cache: true }
+        Self {
+            max_step_tokens: 256,
+            max_sequences: 128,
+            max_queued: 128,
+            prefix_cache: true,
+            newcomers: Newcomers::AT_ONCE,
+        }
     }
 }
 

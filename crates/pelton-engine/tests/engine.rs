@@ -11,13 +11,19 @@ use std::time::{Duration, Instant};
 
 use pelton_backend::{AdapterId, StepBatch, TokenId};
 use pelton_engine::{
-    ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, ReportParams,
+    ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, Newcomers, ReportParams,
     SampledToken, SamplingParams, SequenceError, SequenceRequest, ShutdownOutcome, StartError, StoppingParams,
     SubmitError, Timeline, TokenConstraint, TokenEvent, TokenMask, TokenStream, start,
 };
 use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
-const CONFIG: EngineConfig = EngineConfig { max_step_tokens: 64, max_sequences: 8, max_queued: 8, prefix_cache: true };
+const CONFIG: EngineConfig = EngineConfig {
+    max_step_tokens: 64,
+    max_sequences: 8,
+    max_queued: 8,
+    prefix_cache: true,
+    newcomers: Newcomers::AT_ONCE,
+};
 
 fn fake() -> FakeConfig {
     FakeConfig { vocab_size: 16, script: (0..16).map(TokenId).collect(), num_blocks: 64, ..FakeConfig::default() }
@@ -253,6 +259,26 @@ fn a_full_queue_answers_at_once_and_takes_the_next_when_a_place_is_free() {
     for other in others {
         read(other);
     }
+}
+
+#[test]
+fn newcomers_gather_until_they_are_enough_or_have_waited() {
+    let newcomers = Newcomers { waiting_served_ratio: 2.0, max_waiting_steps: 3 };
+    let (engine, gate) = gated_engine(EngineConfig { newcomers, ..CONFIG }, fake());
+    let _first = submit_one(&engine, request(3, 1000));
+    assert_eq!(gate.wait(), 3);
+    let alone = submit_one(&engine, request(5, 1000));
+    for rows in [1, 1, 1, 1 + 5] {
+        gate.open();
+        assert_eq!(gate.wait(), rows, "one for one that runs waits three steps");
+    }
+    drop(alone);
+    let _two = [submit_one(&engine, request(7, 1000)), submit_one(&engine, request(7, 1000))];
+    gate.open();
+    assert_eq!(gate.wait(), 1 + 7 + 7, "two for one that runs need not wait");
+    let gauges = engine.gauges();
+    assert_eq!(gauges.waiting.load(Ordering::Relaxed), 0);
+    drop(gate);
 }
 
 #[test]

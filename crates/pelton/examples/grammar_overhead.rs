@@ -134,8 +134,13 @@ fn demo() -> (EngineHandle, TextModel) {
 }
 
 fn start(model: Box<dyn Model>) -> EngineHandle {
-    let config =
-        EngineConfig { max_step_tokens: 256, max_sequences: NUM_USERS as u32, max_queued: 0, prefix_cache: false };
+    let config = EngineConfig {
+        max_step_tokens: 256,
+        max_sequences: NUM_USERS as u32,
+        max_queued: 0,
+        prefix_cache: false,
+        ..EngineConfig::default()
+    };
     pelton_engine::start(model, config).expect("limits that are not zero")
 }
 

@@ -45,6 +45,7 @@ fn engine(settings: Settings) -> EngineHandle {
         max_sequences: settings.max_sequences,
         max_queued: 256,
         prefix_cache: settings.prefix_cache,
+        ..EngineConfig::default()
     };
     pelton_engine::start(Box::new(decoder), config).unwrap()
 }

@@ -14,7 +14,7 @@ use pelton_model::ModelSpec;
 use crate::event::{FinishReason, SampledToken, SequenceError};
 use crate::kv::{KvBlocks, PrefixHits};
 use crate::sequence::{Sequence, SequenceId};
-use crate::start::EngineConfig;
+use crate::start::{EngineConfig, Newcomers};
 
 pub(crate) use plan::StepPlan;
 
@@ -67,6 +67,9 @@ pub(crate) struct Scheduler {
     max_rows: u32,
     max_logits: u32,
     max_sequences: usize,
+    newcomers: Newcomers,
+    /// Steps since a newcomer joined.
+    steps_without_newcomer: u32,
     kv: KvBlocks,
     /// Sequences with blocks, in order of arrival.
     running: Vec<Sequence>,
@@ -91,6 +94,8 @@ impl Scheduler {
             max_logits,
             // Everyone who runs has a row and a logit in each step: nobody is left out, whatever the others do.
             max_sequences: config.max_sequences.min(max_rows).min(max_logits) as usize,
+            newcomers: config.newcomers,
+            steps_without_newcomer: 0,
             kv: KvBlocks::new(spec.num_blocks, spec.block_tokens, config.prefix_cache),
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -196,6 +201,9 @@ impl Scheduler {
 
     /// Lets waiting sequences run while there are rows, and blocks for all their tokens.
     fn admit(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
+        let newcomers_may_join =
+            policy::newcomers_may_join(self.newcomers, self.running.len(), &self.waiting, self.steps_without_newcomer);
+        self.steps_without_newcomer = self.steps_without_newcomer.saturating_add(1);
         let mut index = 0;
         // Choices of a request stand together: when one waits for a sibling, so do those behind it.
         let mut held_group = None;
@@ -205,6 +213,11 @@ impl Scheduler {
             && budget.logits > 0
         {
             let candidate = &self.waiting[index];
+            let is_newcomer = policy::is_newcomer(candidate);
+            if is_newcomer && !newcomers_may_join {
+                index += 1;
+                continue;
+            }
             let group = candidate.group.first;
             if held_group == Some(group)
                 || self.kv.has_prefix_cache()
@@ -219,6 +232,9 @@ impl Scheduler {
             }
             let Some(sequence) = self.waiting.remove(index) else { return };
             let (at, is_first) = self.run(sequence);
+            if is_newcomer {
+                self.steps_without_newcomer = 0;
+            }
             for span in &mut plan.spans {
                 span.running_index += usize::from(span.running_index >= at);
             }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use crate::Newcomers;
 use crate::sequence::{Sequence, SequenceId};
 
 /// Inserts `sequence` where its arrival puts it; returns the index.
@@ -24,6 +25,25 @@ pub(super) fn insert_waiting(waiting: &mut VecDeque<Sequence>, sequence: Sequenc
 pub(super) fn victim(running: &[Sequence], asking: usize) -> Option<usize> {
     let latest = running.len() - 1;
     (latest > asking).then_some(latest)
+}
+
+/// Whether `sequence` never ran, nor any choice of its request up to the end of the prompt.
+pub(super) fn is_newcomer(sequence: &Sequence) -> bool {
+    !sequence.was_admitted() && !sequence.group.prompt_computed()
+}
+
+/// Whether newcomers may join now, `steps` steps after the last one did.
+pub(super) fn newcomers_may_join(
+    newcomers: Newcomers,
+    num_running: usize,
+    waiting: &VecDeque<Sequence>,
+    steps: u32,
+) -> bool {
+    let least = (newcomers.waiting_served_ratio * num_running as f32).floor();
+    num_running == 0
+        || least < 1.0
+        || steps >= newcomers.max_waiting_steps
+        || waiting.iter().filter(|sequence| is_newcomer(sequence)).count() as f32 >= least
 }
 
 /// Whether `sequence` gains by waiting for another choice of its request to compute the prompt, and there is one that will.

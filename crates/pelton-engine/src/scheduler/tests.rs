@@ -465,6 +465,56 @@ fn waiting_sequences_are_admitted_in_order_and_not_before_there_are_blocks() {
     assert_eq!(world.scheduler.counters().preemptions, 0);
 }
 
+/// Steps after the one that submits `count` newcomers to `num_running` decoding sequences until each of them runs.
+fn steps_until_all_run(newcomers: Newcomers, num_running: u32, count: u32) -> u32 {
+    let mut world = World::small(100, 100);
+    let config = EngineConfig { max_step_tokens: 100, max_sequences: 50, newcomers, ..EngineConfig::default() };
+    world.scheduler = Scheduler::new(&config, &world.spec);
+    // All at once: nobody runs, so nobody waits.
+    (0..num_running).for_each(|_| drop(world.submit(ask(&[0, 1], 90))));
+    world.step();
+    assert_eq!(world.scheduler.running().len() as u32, num_running);
+    (0..count).for_each(|_| drop(world.submit(ask(&[3], 90))));
+    (0..50)
+        .find(|_| {
+            world.step();
+            world.scheduler.num_waiting() == 0
+        })
+        .expect("nobody waits for ever")
+}
+
+#[test]
+fn newcomers_join_when_they_are_many_enough_or_have_waited_long_enough() {
+    let newcomers = Newcomers { waiting_served_ratio: 0.5, max_waiting_steps: 7 };
+    assert_eq!(steps_until_all_run(newcomers, 4, 2), 0, "two are half of four");
+    assert_eq!(steps_until_all_run(newcomers, 5, 2), 0, "and of five, rounded down");
+    assert_eq!(steps_until_all_run(newcomers, 4, 1), 7, "one waits until seven steps had no newcomer");
+    assert_eq!(steps_until_all_run(newcomers, 1, 1), 0, "half of one is nobody");
+    assert_eq!(steps_until_all_run(Newcomers { max_waiting_steps: 0, ..newcomers }, 4, 1), 0);
+    assert_eq!(steps_until_all_run(Newcomers::AT_ONCE, 4, 1), 0);
+}
+
+#[test]
+fn choices_and_preempted_sequences_are_no_newcomers() {
+    let newcomers = Newcomers { waiting_served_ratio: 3.0, max_waiting_steps: 1000 };
+    let config = EngineConfig { max_step_tokens: 8, max_sequences: 8, newcomers, ..EngineConfig::default() };
+    let mut world = World::small(20, 8);
+    world.scheduler = Scheduler::new(&config, &world.spec);
+    world.submit(Ask { num_choices: 2, ..ask(&[0, 1, 2, 3, 0], 4) });
+    world.step();
+    assert_eq!(world.rows(), [(0, 5)], "the second choice waits for the prompt");
+    world.step();
+    assert_eq!(world.rows(), [(0, 1), (1, 1)], "and no longer");
+    world.drain(10);
+
+    let mut world = World::small(4, 8);
+    world.scheduler = Scheduler::new(&config, &world.spec);
+    world.submit(ask(&[0, 1], 6));
+    world.submit(ask(&[2, 3], 5));
+    world.drain(20);
+    assert!(world.scheduler.counters().preemptions > 0);
+}
+
 /// Prints the seed of a schedule that fails.
 struct SeedOnPanic(u64);
 
@@ -526,6 +576,10 @@ fn random_schedule(seed: u64) -> (Counters, usize) {
         max_sequences: rng.u32(1..8),
         max_queued: 100,
         prefix_cache: rng.u8(..4) > 0,
+        newcomers: match rng.u8(..3) {
+            0 => Newcomers { waiting_served_ratio: rng.f32() * 2.0, max_waiting_steps: rng.u32(..9) },
+            _ => Newcomers::AT_ONCE,
+        },
     };
     let mut world = World::new(config, spec.clone());
     let mut prompts = Vec::new();

@@ -55,6 +55,7 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
             max_sequences: args.batching.max_batch_size,
             max_queued: args.limits.max_concurrent_requests.saturating_mul(u32::from(args.limits.max_best_of)),
             prefix_cache: !args.batching.disable_prefix_caching,
+            ..EngineConfig::default()
         },
     )
     .context("cannot start the engine")?;
