@@ -46,7 +46,7 @@ pub use gguf::GgufError;
 pub use load::{DTypeChoice, KvFormatChoice, LoadError, LoadOptions, load, load_random};
 pub use memory::{KvBudget, MemoryError, MemoryPlan, Size};
 pub use model::{Logits, Model, ModelError, ModelSpec};
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Rope, RopeRule, RopeScaling, RopeStretch, RopeStretchError};
 pub use shape::{SHAPES, Shape, UnknownShape};
 pub use spec::{
     Attention, Block, BranchTensors, DecoderSpec, DecoderTensors, ExpertNames, Experts, ExpertsTensors, Head,

@@ -14,6 +14,7 @@ use crate::gguf::GgufWeights;
 use crate::loader::Loader;
 use crate::memory::{Kept, KvBudget, MemoryError, MemoryPlan, StepLimits};
 use crate::model::ModelSpec;
+use crate::rope::{RopeStretch, RopeStretchError};
 use crate::spec::{DecoderSpec, DecoderTensors, HeadWeight, TensorSpec};
 use crate::treatment::{Quantize, QuantizeError, Treatment};
 use crate::weights::{
@@ -21,6 +22,9 @@ use crate::weights::{
     reading_ahead, scheme_of,
 };
 use crate::workspace::Workspace;
+
+/// Shorter sequences than that are not what anybody meant who named no length.
+const LEAST_POSITIONS: u64 = 64;
 
 pub(crate) const CONFIG: &str = "config.json";
 
@@ -39,6 +43,9 @@ pub enum LoadError {
     /// What was asked for is not what it is.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// Its positions cannot be stretched as asked for.
+    #[error(transparent)]
+    Rope(#[from] RopeStretchError),
     /// Its weights are damaged, or another model's.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -105,7 +112,9 @@ pub struct LoadOptions {
     pub max_step_rows: usize,
     /// Rows of a step whose logits may be asked for, 1 to `max_step_rows`.
     pub max_logit_rows: usize,
-    /// Greatest length of a sequence; `None`: the model's own. More than that is refused.
+    /// How rotary positions are stretched; `None`: as the checkpoint says.
+    pub rope: Option<RopeStretch>,
+    /// Greatest length of a sequence; `None`: the model's own, or what the KV budget holds if that is less. More than the model's is refused.
     pub max_positions: Option<usize>,
     /// Size of the KV cache.
     pub kv_budget: KvBudget,
@@ -122,6 +131,7 @@ impl Default for LoadOptions {
             quantize: None,
             kv_format: KvFormatChoice::Auto,
             block_tokens: 16,
+            rope: None,
             max_step_rows: 512,
             max_logit_rows: 128,
             max_positions: None,
@@ -259,6 +269,9 @@ fn from_files(files: &ModelFiles, memory: MemoryReport, options: &LoadOptions) -
     let config = files.read(CONFIG)?.ok_or_else(|| ConfigError::NoFile { file: CONFIG.to_owned() })?;
     let config = HfConfig::parse(CONFIG, &config)?;
     let (architecture, mut spec) = spec_of(&config)?;
+    if let Some(stretch) = options.rope {
+        spec = spec.stretched(stretch)?;
+    }
     let limits = check_options(options, &spec)?;
     let adapters = Adapters::open(&options.adapters, &spec)?;
     if let Some(gguf) = files.gguf() {
@@ -330,7 +343,7 @@ fn plan(
     architecture: &'static str,
     spec: DecoderSpec,
     weights: Weights,
-    limits: StepLimits,
+    mut limits: StepLimits,
     mut notes: Vec<String>,
     memory: MemoryReport,
     options: &LoadOptions,
@@ -376,7 +389,21 @@ fn plan(
         num_adapters: weights.adapters.len(),
         adapters_bytes: weights.adapters.bytes(dtype),
     };
-    let plan = MemoryPlan::new(&spec, kept, limits, kv, options.kv_budget, memory)?;
+    let plan_for = |limits| MemoryPlan::new(&spec, kept, limits, kv, options.kv_budget, memory);
+    let plan = match plan_for(limits) {
+        // Nobody asked for sequences of the greatest length: what there is room for will do.
+        Err(MemoryError::KvTooSmall { found, .. } | MemoryError::NotEnough { room_tokens: found, .. })
+            if options.max_positions.is_none() && found >= LEAST_POSITIONS =>
+        {
+            let own = limits.max_positions;
+            limits.max_positions = found as usize;
+            notes.push(format!(
+                "sequences may have {found} tokens, what the KV cache holds; the model was made for {own}"
+            ));
+            plan_for(limits)?
+        }
+        plan => plan?,
+    };
     let num_parameters = tensors.all().map(TensorSpec::num_elements).sum();
     let info = DecoderInfo { architecture, format, kv_format: kv.format, num_parameters, notes };
     Ok(Prepared {

@@ -40,6 +40,8 @@ pub enum MemoryError {
         parts: String,
         /// What the machine can give.
         available: Size,
+        /// Tokens that a KV cache of the wished share of it would hold; 0 where no share was wished.
+        room_tokens: u64,
     },
     /// The KV cache could not hold one sequence of the greatest length.
     #[error(
@@ -193,8 +195,9 @@ impl MemoryPlan {
         let available = self.memory.available_bytes;
         // A slot's number, block * block_tokens + offset, is a u32.
         let most = u64::from(u32::MAX) / block_tokens;
+        let mut room = 0;
         // One sequence of the greatest length must fit, even when that takes more than the share.
-        let within = |share: f64, enough: u64| {
+        let mut within = |share: f64, enough: u64| {
             if !(share > 0.0 && share <= 1.0) {
                 return Err(MemoryError::Budget {
                     found: format!("a share of {share}"),
@@ -202,7 +205,8 @@ impl MemoryPlan {
                 });
             }
             let beside = available.saturating_sub(self.fixed_bytes());
-            Ok(((beside as f64 * share) as u64 / block_bytes).min(enough).max(least))
+            room = (beside as f64 * share) as u64 / block_bytes;
+            Ok(room.min(enough).max(least))
         };
         let wished = match budget {
             KvBudget::Tokens(tokens) => (tokens as u64).div_ceil(block_tokens),
@@ -236,6 +240,7 @@ impl MemoryPlan {
                     wished * block_tokens
                 ),
                 available: Size(available),
+                room_tokens: room * block_tokens,
             });
         }
         Ok(wished as u32)
@@ -380,6 +385,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_said_with_numbers_and_a_way_out() {
+        assert!(matches!(
+            plan(KvBudget::Tokens(1_000_000), 1 << 24),
+            Err(MemoryError::NotEnough { room_tokens: 0, .. })
+        ));
         let error = plan(KvBudget::Fraction(0.9), 1000).unwrap_err().to_string();
         assert!(error.contains("1000 bytes are available") && error.contains("lower --max-total-tokens"), "{error}");
         let error = plan(KvBudget::Tokens(1_000_000), 1 << 24).unwrap_err().to_string();

@@ -80,6 +80,44 @@ pub enum RopeScaling {
     },
 }
 
+/// Another stretch than the checkpoint's, asked for by whoever serves it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeStretch {
+    /// How.
+    pub rule: RopeRule,
+    /// The wished over the trained length, 1 to 1,000,000.
+    pub factor: f64,
+}
+
+/// Rules that need nothing but a factor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeRule {
+    /// [`RopeScaling::Linear`].
+    Linear,
+    /// [`RopeScaling::Dynamic`].
+    Dynamic,
+}
+
+/// Why positions cannot be stretched.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RopeStretchError {
+    /// No factor.
+    #[error("the factor of rotary positions is {found}, expected a number from 1 to 1000000")]
+    Factor {
+        /// As it was given.
+        found: f64,
+    },
+    /// Too few rotated dimensions for the rule.
+    #[error("dynamic scaling needs more than two rotated dimensions")]
+    Narrow,
+    /// Positions are not rotary, or rotary in several ways.
+    #[error("positions of this model cannot be stretched by a factor: it has {found}; leave --rope-scaling out")]
+    Positions {
+        /// What it has.
+        found: &'static str,
+    },
+}
+
 /// Rule names of Transformers that can be served.
 const KNOWN: &str = "default, linear, dynamic, llama3, yarn, longrope";
 const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
@@ -131,6 +169,28 @@ impl Rope {
             | RopeScaling::Llama3 { .. }
             | RopeScaling::LongRope { .. } => stated,
         }
+    }
+
+    /// The same under `stretch` instead of its own rule, and how many positions it tells apart then, where `reached` are told apart now.
+    pub fn stretched(&self, stretch: RopeStretch, reached: usize) -> Result<(Self, usize), RopeStretchError> {
+        let RopeStretch { rule, factor } = stretch;
+        if !FACTOR.contains(&factor) {
+            return Err(RopeStretchError::Factor { found: factor });
+        }
+        let trained = match self.scaling {
+            RopeScaling::None => reached,
+            RopeScaling::Linear { factor } => (reached as f64 / factor) as usize,
+            RopeScaling::Dynamic { original, .. }
+            | RopeScaling::Llama3 { original, .. }
+            | RopeScaling::Yarn { original, .. }
+            | RopeScaling::LongRope { original, .. } => original,
+        };
+        let scaling = match rule {
+            RopeRule::Linear => RopeScaling::Linear { factor },
+            RopeRule::Dynamic if self.rotary_dim <= 2 => return Err(RopeStretchError::Narrow),
+            RopeRule::Dynamic => RopeScaling::Dynamic { factor, original: trained },
+        };
+        Ok((Self { scaling, ..self.clone() }, (trained as f64 * factor) as usize))
     }
 
     /// Bytes of [`Rope::table`].
@@ -300,6 +360,7 @@ fn yarn_attention_factor(section: &HfConfig, factor: f64) -> Result<f64, ConfigE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::families::spec_of;
 
     fn read(text: &str, rotary_dim: usize) -> Result<Rope, ConfigError> {
         Rope::from_config(&HfConfig::parse("config.json", text.as_bytes()).unwrap(), rotary_dim, 2048)
@@ -319,6 +380,47 @@ mod tests {
         let expected = [3f64.cos(), 0.03f64.cos(), 3f64.sin(), 0.03f64.sin()].map(|x| x as f32);
         assert_eq!(row(&rope, 3), expected);
         assert_eq!(rope.table(5).len() as u64, rope.table_bytes(5));
+    }
+
+    #[test]
+    fn a_stretch_replaces_the_rule_of_the_file() {
+        let stretch = |rope: &Rope, rule, factor| rope.stretched(RopeStretch { rule, factor }, 8192);
+        let plain = read("{}", 8).unwrap();
+        let (linear, positions) = stretch(&plain, RopeRule::Linear, 4.0).unwrap();
+        assert_eq!((linear.scaling.clone(), positions), (RopeScaling::Linear { factor: 4.0 }, 32_768));
+        // The trained length is what the file's own rule says it is.
+        let (dynamic, positions) = stretch(&linear, RopeRule::Dynamic, 2.0).unwrap();
+        assert_eq!((dynamic.scaling.clone(), positions), (RopeScaling::Dynamic { factor: 2.0, original: 2048 }, 4096));
+        assert_eq!(stretch(&dynamic, RopeRule::Linear, 3.0).unwrap().1, 3 * 2048);
+        for factor in [0.5, f64::NAN, 1e9] {
+            assert!(matches!(stretch(&plain, RopeRule::Linear, factor), Err(RopeStretchError::Factor { .. })));
+        }
+        assert_eq!(stretch(&Rope::plain(1e4, 2), RopeRule::Dynamic, 2.0), Err(RopeStretchError::Narrow));
+    }
+
+    #[test]
+    fn a_stretched_model_is_the_one_whose_file_says_so() {
+        let spec = |positions: usize, more: &str| {
+            let text = format!(
+                r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": {positions}{more}}}"#
+            );
+            spec_of(&HfConfig::parse("config.json", text.as_bytes()).unwrap()).unwrap().1
+        };
+        let stretched = |rule| spec(256, "").stretched(RopeStretch { rule, factor: 4.0 }).unwrap();
+        // A file with a linear stretch says the stretched length, one with a dynamic stretch the trained one.
+        for (rule, said) in [
+            (RopeRule::Linear, spec(1024, r#", "rope_scaling": {"type": "linear", "factor": 4.0}"#)),
+            (RopeRule::Dynamic, spec(256, r#", "rope_scaling": {"type": "dynamic", "factor": 4.0}"#)),
+        ] {
+            let asked = stretched(rule);
+            assert_eq!(asked.positions, said.positions);
+            assert_eq!((asked.max_positions, said.max_positions), (1024, 1024));
+        }
+        let learned = r#"{"architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}"#;
+        let (_, learned) = spec_of(&HfConfig::parse("config.json", learned.as_bytes()).unwrap()).unwrap();
+        let error = learned.stretched(RopeStretch { rule: RopeRule::Linear, factor: 2.0 }).unwrap_err().to_string();
+        assert!(error.contains("it has learned positions; leave --rope-scaling out"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use tensors::{
 };
 
 use crate::config::{ConfigError, HfConfig};
-use crate::rope::Rope;
+use crate::rope::{Rope, RopeStretch, RopeStretchError};
 
 /// Bounds of what a configuration may ask for: far beyond every released model, far below what overflows.
 const MAX_VOCAB: usize = 1 << 24;
@@ -258,6 +258,21 @@ impl DecoderSpec {
             head: Head { weight, bias: false, softcap: None },
             names,
         })
+    }
+
+    /// The same with its rotary positions stretched by `stretch`, instead of by the checkpoint's own rule.
+    pub fn stretched(mut self, stretch: RopeStretch) -> Result<Self, RopeStretchError> {
+        let rope = match &self.positions {
+            Positions::Rotary(ropes) if ropes.len() == 1 => &ropes[0],
+            Positions::Rotary(_) => {
+                return Err(RopeStretchError::Positions { found: "rotary positions of several kinds" });
+            }
+            Positions::Learned => return Err(RopeStretchError::Positions { found: "learned positions" }),
+        };
+        let (rope, max_positions) = rope.stretched(stretch, self.max_positions)?;
+        self.positions = Positions::Rotary(vec![rope]);
+        self.max_positions = max_positions.min(MAX_POSITIONS);
+        Ok(self)
     }
 
     /// The same with blocks in another arrangement.

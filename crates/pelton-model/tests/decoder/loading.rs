@@ -224,8 +224,20 @@ fn options_beyond_the_model_or_the_machine_are_refused() {
     assert!(matches!(error, LoadError::Memory(MemoryError::NotEnough { .. })), "{error}");
     let text = error.to_string();
     assert!(text.contains("for 2147483648 tokens") && text.contains("--max-batch-total-tokens"), "{text}");
-    let error = refused(LoadOptions { kv_budget: KvBudget::Tokens(100), ..plain() }).to_string();
+    let options = LoadOptions { kv_budget: KvBudget::Tokens(100), max_positions: Some(1024), ..plain() };
+    let error = refused(options).to_string();
     assert!(error.starts_with("the KV cache would hold 112 tokens, one sequence may have 1024"), "{error}");
+}
+
+#[test]
+fn a_length_that_nobody_asked_for_is_what_the_cache_holds() {
+    let options = LoadOptions { kv_budget: KvBudget::Tokens(100), ..plain() };
+    let decoder = load_from(&root().join("gqa"), &options).unwrap();
+    assert_eq!(decoder.spec().max_positions, 112);
+    assert_eq!(
+        decoder.info().notes,
+        ["sequences may have 112 tokens, what the KV cache holds; the model was made for 1024"]
+    );
 }
 
 #[test]
