@@ -13,7 +13,12 @@ use pelton_protocol::tgi;
 use crate::server::Server;
 
 pub(crate) fn routes() -> Router<Arc<Server>> {
-    Router::new().route("/health", get(health)).route("/ping", get(health).post(health)).route("/metrics", get(metrics))
+    Router::new().route("/health", get(health)).route("/ping", get(health).post(health)).merge(metrics_routes())
+}
+
+/// What another port than that of clients answers.
+pub(crate) fn metrics_routes() -> Router<Arc<Server>> {
+    Router::new().route("/metrics", get(metrics))
 }
 
 /// 200 without a body while requests can be answered, else 503.

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use crate::{ServeConfig, Server, dialects};
+use crate::{ServeConfig, Server, dialects, health};
 
 /// After the deadline, how long cut streams may take to say so to their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -34,6 +34,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Bytes of a connection's buffers: the longest header, and what is written ahead of a slow reader.
 const CONNECTION_BUFFER_BYTES: usize = 64 << 10;
+
+/// Connections at once to a port for metrics alone: a handful of scrapers.
+const METRICS_CONNECTIONS: usize = 16;
 
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,33 +87,8 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(config.num_connections().min(Semaphore::MAX_PERMITS)));
     let app = router(Arc::clone(&server)).layer(from_fn_with_state(Arc::clone(&places), give_way));
-    let http = http_settings(config.read_timeout);
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            (place, accepted) = accept(&listener, &places) => match accepted {
-                Ok(stream) => {
-                    prepare_socket(&stream);
-                    let service = TowerToHyperService::new(app.clone());
-                    let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
-                    let connection = graceful.watch(connection);
-                    connections.spawn(async move {
-                        let _place = place;
-                        if let Err(error) = connection.await {
-                            tracing::debug!(%error, "connection ended");
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    }
+    let door = Door { app, places, read_timeout: config.read_timeout };
+    door.accept_until(&listener, &graceful, &mut connections, shutdown).await;
 
     drop(listener);
     server.stop();
@@ -128,6 +106,64 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
     match engine_outcome {
         Ok(ShutdownOutcome::Drained) if all_answered => ServeOutcome::Drained,
         _ => ServeOutcome::Cut,
+    }
+}
+
+/// Answers `/metrics` and nothing else on `listener`, for scrapers that must not reach the rest; until `server` stops.
+pub async fn run_metrics(listener: TcpListener, server: Arc<Server>) {
+    let app = health::metrics_routes().with_state(Arc::clone(&server));
+    let door =
+        Door { app, places: Arc::new(Semaphore::new(METRICS_CONNECTIONS)), read_timeout: server.config().read_timeout };
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    door.accept_until(&listener, &graceful, &mut connections, server.stopped()).await;
+    connections.shutdown().await;
+}
+
+/// What is behind a port, and for how many.
+struct Door {
+    app: Router,
+    /// One for each connection at once.
+    places: Arc<Semaphore>,
+    read_timeout: Duration,
+}
+
+impl Door {
+    /// Takes connections, as many at once as there are places, until `end` is ready; each is a task of `connections`, watched by `graceful`.
+    async fn accept_until(
+        &self,
+        listener: &TcpListener,
+        graceful: &GracefulShutdown,
+        connections: &mut JoinSet<()>,
+        end: impl Future<Output = ()>,
+    ) {
+        let http = http_settings(self.read_timeout);
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                (place, accepted) = accept(listener, &self.places) => match accepted {
+                    Ok(stream) => {
+                        prepare_socket(&stream);
+                        let service = TowerToHyperService::new(self.app.clone());
+                        let connection = http.serve_connection(TokioIo::new(stream), service).into_owned();
+                        let connection = graceful.watch(connection);
+                        connections.spawn(async move {
+                            let _place = place;
+                            if let Err(error) = connection.await {
+                                tracing::debug!(%error, "connection ended");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
     }
 }
 

@@ -17,6 +17,6 @@ mod server;
 mod sse;
 mod timing;
 
-pub use self::http::{ServeOutcome, ServeRunError, router, run};
+pub use self::http::{ServeOutcome, ServeRunError, router, run, run_metrics};
 pub use config::{Limits, ServeConfig, ServedAdapter};
 pub use server::Server;
