@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod checkpoint;
+mod environment;
 pub mod eval;
 pub mod kernels;
 mod output;

@@ -52,6 +52,53 @@ pub fn messages_api_enabled() -> bool {
     text("MESSAGES_API_ENABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
 }
 
+/// `RUST_LOG`, else `LOG_LEVEL`: what is logged.
+pub fn log_filter() -> Option<String> {
+    text("RUST_LOG").or_else(|| text("LOG_LEVEL"))
+}
+
+/// `LOG_COLORIZE`: whether log lines are coloured, whatever they are written to.
+pub fn log_colorize() -> Option<bool> {
+    switch("LOG_COLORIZE")
+}
+
+/// `PREFIX_CACHING`: whether computed prompts are found again.
+pub fn prefix_caching() -> Option<bool> {
+    switch("PREFIX_CACHING")
+}
+
+/// One line for each variable of text-generation-inference that asks for something else than what happens.
+pub fn notes() -> Vec<String> {
+    let mut notes = Vec::new();
+    if switch("PREFILL_CHUNKING") == Some(false) {
+        notes.push("PREFILL_CHUNKING=0 changes nothing: long prompts are always computed in pieces".to_owned());
+    }
+    if let Some(attention) = text("ATTENTION") {
+        notes.push(format!(
+            "ATTENTION={attention} changes nothing: there is one attention kernel for each instruction set"
+        ));
+    }
+    notes
+}
+
+/// The variables among `names` that are set, with their values; those of `secret` names are not shown.
+pub fn settings<'a>(names: impl Iterator<Item = (&'a str, bool)>) -> Vec<String> {
+    let shown = |(name, secret): (&str, bool)| {
+        let value = env::var(name).ok()?;
+        Some(if secret { format!("{name}=...") } else { format!("{name}={value}") })
+    };
+    names.filter_map(shown).collect()
+}
+
+/// `1` or `true`, `0` or `false`; anything else counts as not said.
+fn switch(name: &str) -> Option<bool> {
+    match text(name)?.to_ascii_lowercase().as_str() {
+        "1" | "true" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
 fn text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -59,6 +59,11 @@ impl PrecisionArgs {
                 "--dtype means nothing beside --quantize {quantize}, which makes every matrix integers: leave one of them out"
             );
         }
+        if matches!(self.kv_cache_dtype, KvCacheDtypeArg::Fp8E4m3fn | KvCacheDtypeArg::Fp8E5m2) {
+            bail!(
+                "--kv-cache-dtype fp8: no kernel reads keys and values in these numbers; int8 takes the same memory and keeps more of them"
+            );
+        }
         Ok(LoadOptions {
             dtype: self.dtype.exact().map_or(DTypeChoice::Auto, DTypeChoice::Exact),
             quantize: self.quantize,
@@ -111,13 +116,18 @@ pub enum KvCacheDtypeArg {
     Bfloat16,
     Float16,
     Int8,
+    /// Known to be refused with what to take instead.
+    #[value(name = "fp8_e4m3fn", hide = true)]
+    Fp8E4m3fn,
+    #[value(name = "fp8_e5m2", hide = true)]
+    Fp8E5m2,
 }
 
 impl KvCacheDtypeArg {
-    /// `None`: auto.
+    /// `None`: auto, and what [`PrecisionArgs::load_options`] refuses.
     pub fn exact(self) -> Option<KvFormat> {
         match self {
-            KvCacheDtypeArg::Auto => None,
+            KvCacheDtypeArg::Auto | KvCacheDtypeArg::Fp8E4m3fn | KvCacheDtypeArg::Fp8E5m2 => None,
             KvCacheDtypeArg::Float32 => Some(DType::F32.into()),
             KvCacheDtypeArg::Bfloat16 => Some(DType::BF16.into()),
             KvCacheDtypeArg::Float16 => Some(DType::F16.into()),

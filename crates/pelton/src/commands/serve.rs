@@ -1,7 +1,9 @@
 //! `pelton serve`: model, engine, text and server, joined.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,25 +11,28 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use pelton_backend::TokenId;
 use pelton_cpu::CpuBackend;
-use pelton_engine::{EngineConfig, FakeConfig, FakeModel, Watermark};
+use pelton_engine::{EngineConfig, FakeConfig, FakeModel, Newcomers, Watermark};
 use pelton_model::{AdapterSource, KvBudget, LoadOptions, Model, ModelFiles, load};
 use pelton_serve::{ServeConfig, ServeOutcome, ServedAdapter, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
 
 use super::checkpoint;
+use super::environment::environment;
 use crate::args::compute::{DtypeArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
 use crate::args::serve::adapters::AdapterArg;
 use crate::program::Program;
 use crate::{env, logging};
 
-/// Prints a line for the person who started the server. Nobody has to read it: a closed standard output does not end the server.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(io::stdout(), $($text)*);
-    }};
+/// Tells whoever started the server: lines on standard output, as the launcher lines of the log. Nobody has to read them: a closed
+/// standard output does not end the server.
+fn say(program: Program, text: &str) {
+    use std::io::Write;
+    match program {
+        Program::Launcher => text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}")),
+        _ => drop(writeln!(io::stdout(), "{text}")),
+    }
 }
 
 /// Positions in a KV block: a block of few positions wastes less at a prompt's end and finds more prefixes.
@@ -38,8 +43,20 @@ const FAKE_SCRIPT: &str = "The quick brown fox jumps over the lazy dog. ";
 const FAKE_POSITIONS: usize = 8192;
 
 pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
-    logging::start(args.json_output);
+    logging::start(args.log.json_output, program);
     check(&args)?;
+    if args.log.show_environment {
+        let lines = environment(&CpuBackend::new(args.compute.config())?);
+        lines.iter().for_each(|line| say(program, line));
+    }
+    if program == Program::Launcher && args.model_id.is_none() && args.model.weights_cache_override.is_none() {
+        tracing::warn!(
+            "no --model-id and no MODEL_ID: serving the demo model inside this program, which only shows that all works"
+        );
+    }
+    for note in args.elsewhere.notes().into_iter().chain(env::notes()) {
+        tracing::warn!("{note}");
+    }
     let port = env::vertex_port()?.unwrap_or(args.listen.port);
     let address = SocketAddr::new(hostname(&args, program), port);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,15 +64,18 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let loaded = load_model(&args)?;
+    let loaded = load_model(&args, program)?;
     let engine = pelton_engine::start(
         loaded.model,
         EngineConfig {
-            max_step_tokens: args.batching.max_batch_prefill_tokens,
+            max_step_tokens: args.batching.step_tokens(),
             max_sequences: args.batching.max_batch_size,
             max_queued: args.limits.max_concurrent_requests.saturating_mul(u32::from(args.limits.max_best_of)),
-            prefix_cache: !args.batching.disable_prefix_caching,
-            ..EngineConfig::default()
+            prefix_cache: !args.batching.disable_prefix_caching && env::prefix_caching() != Some(false),
+            newcomers: Newcomers {
+                waiting_served_ratio: args.batching.waiting_served_ratio,
+                max_waiting_steps: args.batching.max_waiting_tokens,
+            },
         },
     )
     .context("cannot start the engine")?;
@@ -66,7 +86,7 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
         args.limits.max_concurrent_requests as usize,
     );
     let server = Server::new(config, engine, pool)?;
-    let outcome = runtime.block_on(serve(address, server, &loaded.name))?;
+    let outcome = runtime.block_on(serve(address, args.listen.prometheus_port, server, &loaded.name, program))?;
     Ok(match outcome {
         ServeOutcome::Drained => ExitCode::SUCCESS,
         ServeOutcome::Cut => {
@@ -81,8 +101,8 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
 /// The flag, else `HOSTNAME` when it is an address, else what the program is known to listen on.
 fn hostname(args: &ServeArgs, program: Program) -> IpAddr {
     let default = match program {
-        Program::Pelton | Program::Benchmark => Ipv4Addr::LOCALHOST,
         Program::Launcher => Ipv4Addr::UNSPECIFIED,
+        _ => Ipv4Addr::LOCALHOST,
     };
     args.listen.hostname.or_else(env::hostname).unwrap_or(IpAddr::V4(default))
 }
@@ -92,18 +112,22 @@ const SERVER_THREADS: usize = 2;
 
 /// Refuses what is not built, before anything is loaded.
 fn check(args: &ServeArgs) -> Result<()> {
+    args.check()?;
     let is_fake = args.model_id.as_deref() == Some("fake");
     if is_fake || args.model_id.is_none() {
         checkpoint::check_no_revision(&args.hub)?;
     }
-    let precision = [
+    let of_a_model = [
+        ("--tokenizer-config-path", args.model.tokenizer_config_path.is_some()),
+        ("--weights-cache-override", args.model.weights_cache_override.is_some()),
+        ("--rope-scaling", args.model.rope_scaling.is_some()),
         ("--dtype", args.precision.dtype != DtypeArg::Auto),
         ("--quantize", args.precision.quantize.is_some()),
         ("--kv-cache-dtype", args.precision.kv_cache_dtype != KvCacheDtypeArg::Auto),
     ];
     args.precision.load_options()?;
-    let precision = precision.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
-    if let Some(flag) = precision.or(args.compute.given()).filter(|_| is_fake) {
+    let given = of_a_model.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+    if let Some(flag) = given.or(args.compute.given()).filter(|_| is_fake) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
     if let Some(name) = &args.model_id
@@ -119,23 +143,45 @@ fn check(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-async fn serve(address: SocketAddr, server: Arc<Server>, name: &str) -> Result<ServeOutcome> {
-    let listener = TcpListener::bind(address).await.with_context(|| match address.port() {
+/// Opens `address`, whose port `flag` names.
+async fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| match address.port() {
         0 => format!("cannot listen on {}", address.ip()),
-        port => format!("cannot listen on {address} (is port {port} taken? --port 0 takes a free one)"),
-    })?;
+        port => format!("cannot listen on {address} (is port {port} taken? {flag} 0 takes a free one)"),
+    })
+}
+
+async fn serve(
+    address: SocketAddr,
+    prometheus_port: Option<u16>,
+    server: Arc<Server>,
+    name: &str,
+    program: Program,
+) -> Result<ServeOutcome> {
+    let listener = listen(address, "--port").await?;
     let mut local = listener.local_addr().context("cannot tell the port")?;
-    say!("\n{name} is served on http://{local}");
+    if let Some(port) = prometheus_port {
+        let metrics = listen(SocketAddr::new(address.ip(), port), "--prometheus-port").await?;
+        let at = metrics.local_addr().context("cannot tell the port of metrics")?;
+        say(program, &format!("metrics are on http://{at}/metrics"));
+        // Ends when the server stops.
+        tokio::spawn(pelton_serve::run_metrics(metrics, Arc::clone(&server)));
+    }
+    say(program, &format!("\n{name} is served on http://{local}"));
     if local.ip().is_unspecified() {
         // All addresses: this one works from here.
         local.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let url = format!("http://{local}");
-    say!("try:");
-    say!(
-        "  curl {url}/generate -H 'Content-Type: application/json' \
-         -d '{{\"inputs\":\"def fibonacci(n):\",\"parameters\":{{\"max_new_tokens\":64}}}}'"
+    say(
+        program,
+        &format!(
+            "try:\n  curl {url}/generate -H 'Content-Type: application/json' \
+             -d '{{\"inputs\":\"def fibonacci(n):\",\"parameters\":{{\"max_new_tokens\":64}}}}'"
+        ),
     );
+    // Scripts of text-generation-inference wait for this word.
+    tracing::info!("Connected");
     Ok(pelton_serve::run(listener, server, stop_signal()).await)
 }
 
@@ -165,20 +211,43 @@ struct Loaded {
     dtype: String,
 }
 
-fn load_model(args: &ServeArgs) -> Result<Loaded> {
+fn load_model(args: &ServeArgs, program: Program) -> Result<Loaded> {
     if args.model_id.as_deref() == Some("fake") {
-        return fake(args);
+        return fake(args, program);
     }
-    let (files, name) = checkpoint::find(args.model_id.as_deref(), &args.hub)?;
-    from_files(args, &files, &name).with_context(|| format!("cannot load model {name}"))
+    let (files, name) = match &args.model.weights_cache_override {
+        Some(directory) => {
+            let name = args.model_id.clone().unwrap_or_else(|| directory.display().to_string());
+            (ModelFiles::at(directory).context("--weights-cache-override")?, name)
+        }
+        None => checkpoint::find(args.model_id.as_deref(), &args.hub)?,
+    };
+    from_files(args, &files, &name, program).with_context(|| format!("cannot load model {name}"))
 }
 
-fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded> {
-    let text =
-        TextModel::from_files(&|name| Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned())))?;
+/// The text side of the model in `files`, with another `tokenizer_config.json` if one is given.
+fn text_of(files: &ModelFiles, tokenizer_config: Option<&Path>) -> Result<TextModel> {
+    let of_model = |name: &str| -> io::Result<Option<Vec<u8>>> {
+        Ok(files.read(name).map_err(io::Error::other)?.map(|bytes| bytes.into_owned()))
+    };
+    let Some(path) = tokenizer_config else { return Ok(TextModel::from_files(&of_model)?) };
+    let given = fs::read(path).with_context(|| format!("--tokenizer-config-path: cannot read {}", path.display()))?;
+    let config: serde_json::Value = serde_json::from_slice(&given)
+        .with_context(|| format!("--tokenizer-config-path: {} is not JSON", path.display()))?;
+    let has_template = !config["chat_template"].is_null();
+    Ok(TextModel::from_files(&|name| match name {
+        "tokenizer_config.json" => Ok(Some(given.clone())),
+        // Otherwise it would come before the one that was given.
+        "chat_template.jinja" | "chat_template.json" if has_template => Ok(None),
+        _ => of_model(name),
+    })?)
+}
+
+fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str, program: Program) -> Result<Loaded> {
+    let text = text_of(files, args.model.tokenizer_config_path.as_deref())?;
     let backend = CpuBackend::new(args.compute.config())?;
     let device = pelton_backend::Backend::describe(&backend);
-    let max_step_rows = args.batching.max_batch_prefill_tokens as usize;
+    let max_step_rows = args.batching.step_tokens() as usize;
     let options = LoadOptions {
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows,
@@ -189,14 +258,16 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str) -> Result<Loaded
             None => KvBudget::Sequences { count: args.batching.max_batch_size as usize, max_fraction: 0.5 },
         },
         adapters: adapters(args)?,
+        rope: args.model.rope(),
         show_progress: true,
         ..args.precision.load_options()?
     };
     let decoder = load(files, backend, &options)?;
     let info = decoder.info().clone();
     let millions = info.num_parameters as f64 / 1e6;
-    say!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.format);
-    say!("{}", decoder.plan());
+    let what = format!("{name}: {}, {millions:.1} million parameters in {}; {device}", info.architecture, info.format);
+    say(program, &what);
+    say(program, &decoder.plan().to_string());
     for note in &info.notes {
         tracing::warn!("{note}");
     }
@@ -210,7 +281,7 @@ fn adapters(args: &ServeArgs) -> Result<Vec<AdapterSource>> {
     args.adapters.lora_adapters.0.iter().map(source).collect()
 }
 
-fn fake(args: &ServeArgs) -> Result<Loaded> {
+fn fake(args: &ServeArgs, program: Program) -> Result<Loaded> {
     let text = TextModel::bytes();
     let script = text.encode(FAKE_SCRIPT, false)?.into_iter().map(TokenId).collect();
     let max_positions = args.limits.max_total_tokens.map_or(FAKE_POSITIONS, |tokens| tokens as usize);
@@ -220,7 +291,7 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
         None => u32::try_from(sequence_blocks * args.batching.max_batch_size as usize)
             .context("--max-total-tokens is too large")?,
     };
-    let max_step_rows = args.batching.max_batch_prefill_tokens as usize;
+    let max_step_rows = args.batching.step_tokens() as usize;
     let model = FakeModel::new(FakeConfig {
         vocab_size: text.vocab_size(),
         script,
@@ -235,10 +306,10 @@ fn fake(args: &ServeArgs) -> Result<Loaded> {
         num_adapters: args.adapters.lora_adapters.0.len(),
         fail_at_step: None,
     });
-    say!(
-        "fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing",
-        args.fake.fake_step_cost,
-        args.fake.fake_token_cost
+    let cost = [args.fake.fake_step_cost, args.fake.fake_token_cost];
+    say(
+        program,
+        &format!("fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing", cost[0], cost[1]),
     );
     Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
 }
@@ -261,7 +332,7 @@ fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
         max_stop_sequences: args.limits.max_stop_sequences,
         max_top_n_tokens: u32::from(args.limits.max_top_n_tokens),
         max_logprobs: u32::from(args.limits.max_top_n_tokens),
-        max_input_tokens: args.limits.max_input_tokens,
+        max_input_tokens: args.limits.longest_prompt(),
         max_total_tokens: args.limits.max_total_tokens,
         max_client_batch_size: args.limits.max_client_batch_size,
         validation_workers: u32::from(args.limits.validation_workers),

@@ -7,7 +7,7 @@ use clap::Args;
 pub struct GrammarArgs {
     /// Refuse requests for JSON, patterns, grammars and tools. Saves the memory of the vocabulary's prefix tree (some ten bytes for each
     /// byte of all tokens), which is made when the first of them comes.
-    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT")]
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub disable_grammar_support: bool,
 
     /// Share of the vocabulary that is made likelier after each token, for requests with `watermark`.

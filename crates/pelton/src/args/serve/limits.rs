@@ -10,11 +10,16 @@ pub struct LimitArgs {
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_concurrent_requests: u32,
 
-    /// Longest prompt in tokens. Default: one less than --max-total-tokens.
-    #[arg(long, env = "MAX_INPUT_TOKENS", alias = "max-input-length", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Longest prompt in tokens; less than --max-total-tokens. Default: one less.
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_input_tokens: Option<u32>,
 
-    /// Longest prompt plus answer in tokens. Default: what the model was made for. Less lets more requests share the memory.
+    /// The older name of --max-input-tokens.
+    #[arg(long, env = "MAX_INPUT_LENGTH", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_input_length: Option<u32>,
+
+    /// Longest prompt plus answer in tokens. Default: what the model was made for, or what the
+    /// KV cache holds if that is less. Less lets more requests share the memory.
     #[arg(long, env = "MAX_TOTAL_TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_total_tokens: Option<u32>,
 
@@ -37,4 +42,11 @@ pub struct LimitArgs {
     /// Threads that turn text into tokens.
     #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub validation_workers: u16,
+}
+
+impl LimitArgs {
+    /// Longest prompt, under either name.
+    pub fn longest_prompt(&self) -> Option<u32> {
+        self.max_input_tokens.or(self.max_input_length)
+    }
 }

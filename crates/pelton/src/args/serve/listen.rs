@@ -16,6 +16,10 @@ pub struct ListenArgs {
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
 
+    /// Another port, on which GET /metrics alone is answered: for scrapers that must not reach the rest. /metrics is on --port too.
+    #[arg(long, env = "PROMETHEUS_PORT")]
+    pub prometheus_port: Option<u16>,
+
     /// Require `Authorization: Bearer KEY` for everything that generates.
     #[arg(long, env = "API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
