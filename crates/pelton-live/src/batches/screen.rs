@@ -20,6 +20,9 @@ const PANEL_HEIGHT: u16 = 8;
 /// Narrowest area with panels: four of them side by side, with names, numbers and units.
 const MIN_PANELS_WIDTH: u16 = 78;
 
+/// From this width on units of throughputs have room beside everything else.
+const WIDE: u16 = 100;
+
 /// Lowest area of the body with panels, and with charts below them.
 const MIN_PANELS_HEIGHT: u16 = 2 * PANEL_HEIGHT;
 const MIN_CHARTS_HEIGHT: u16 = MIN_PANELS_HEIGHT + 6;
@@ -143,20 +146,29 @@ fn draw_gauges(frame: &mut Frame<'_>, total: Rect, batch: Rect, state: &State) {
 
 fn draw_prefill(frame: &mut Frame<'_>, area: Rect, state: &State, choices: &Choices, size: usize) {
     let [latency, throughput, histogram] =
-        Layout::horizontal([Constraint::Fill(3), Constraint::Fill(4), Constraint::Fill(5)]).areas(area);
+        Layout::horizontal([latency_width(area), rate_width(area), Constraint::Fill(1)]).areas(area);
     draw_latency(frame, latency, "Prefill Latency", state.figures(Quantity::PrefillLatency, size), PREFILL);
     draw_rate(frame, throughput, "Prefill Throughput", state.figures(Quantity::PrefillThroughput, size), PREFILL);
     draw_histogram(frame, histogram, "Prefill", Quantity::PrefillLatency, state, choices, size, PREFILL);
 }
 
 fn draw_decode(frame: &mut Frame<'_>, area: Rect, state: &State, choices: &Choices, size: usize) {
-    let [total, token, throughput, histogram] =
-        Layout::horizontal([Constraint::Fill(3), Constraint::Fill(3), Constraint::Fill(4), Constraint::Fill(5)])
-            .areas(area);
+    let widths = [latency_width(area), latency_width(area), rate_width(area), Constraint::Fill(1)];
+    let [total, token, throughput, histogram] = Layout::horizontal(widths).areas(area);
     draw_latency(frame, total, "Decode Total", state.figures(Quantity::DecodeTotalLatency, size), DECODE);
     draw_latency(frame, token, "Decode Token", state.figures(Quantity::DecodeTokenLatency, size), DECODE);
     draw_rate(frame, throughput, "Decode Throughput", state.figures(Quantity::DecodeThroughput, size), DECODE);
     draw_histogram(frame, histogram, "Decode", Quantity::DecodeTokenLatency, state, choices, size, DECODE);
+}
+
+/// Room for a figure with its unit; the histogram has what is left.
+fn latency_width(area: Rect) -> Constraint {
+    Constraint::Length(if area.width < WIDE { 20 } else { 22 })
+}
+
+/// As [`latency_width`]; without the unit where it is narrow.
+fn rate_width(area: Rect) -> Constraint {
+    Constraint::Length(if area.width < WIDE { 20 } else { 32 })
 }
 
 fn draw_latency(frame: &mut Frame<'_>, area: Rect, title: &str, figures: Option<Figures>, color: Color) {
