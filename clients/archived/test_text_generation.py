@@ -47,3 +47,25 @@ def test_async_client_runs_many_at_once(url):
 def test_validation_error(client):
     with pytest.raises(ValidationError, match="stop"):
         client.generate(PROMPT, stop_sequences=["x"] * 10_000)
+
+
+def test_every_parameter_of_generate(client):
+    answer = client.generate(
+        PROMPT, do_sample=True, max_new_tokens=6, repetition_penalty=1.1, frequency_penalty=0.1, return_full_text=True, seed=5,
+        stop_sequences=["never seen"], temperature=0.9, top_k=30, top_p=0.9, truncate=100, typical_p=0.9, watermark=False,
+        decoder_input_details=True, top_n_tokens=2,
+    )
+    assert answer.generated_text.startswith(PROMPT) and answer.details.seed == 5
+    assert answer.details.prefill[0].logprob is None and len(answer.details.top_tokens) == answer.details.generated_tokens
+
+
+def test_chat_and_completion(client):
+    from text_generation.types import Message
+    answer = client.chat([Message(role="user", content="sort a list")], max_tokens=6, temperature=0.5, top_p=0.9, seed=1)
+    assert answer.choices[0].message.role == "assistant" and answer.usage.completion_tokens <= 6
+
+
+def test_unknown_paths_have_their_kind(url):
+    from text_generation.errors import NotFoundError
+    with pytest.raises(NotFoundError):
+        Client(f"{url}/no/such/path", timeout=60).generate(PROMPT)

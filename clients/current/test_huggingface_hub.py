@@ -105,3 +105,31 @@ def test_watermark(client):
 def test_mistake_reaches_the_user(client):
     with pytest.raises(Exception, match="temperature"):
         client.text_generation(PROMPT, temperature=-1.0)
+
+
+def test_every_parameter_of_text_generation(client):
+    output = client.text_generation(
+        "unused\n" + PROMPT, details=True, decoder_input_details=True, do_sample=True, frequency_penalty=0.1, max_new_tokens=8,
+        repetition_penalty=1.1, return_full_text=False, seed=3, stop=["never seen"], temperature=0.8, top_k=20, top_n_tokens=3,
+        top_p=0.95, truncate=4, typical_p=0.9, watermark=False, stream=False,
+    )
+    details = output.details
+    assert details.seed == 3 and details.generated_tokens == len(details.tokens) == len(details.top_tokens) <= 8
+    assert len(details.prefill) == 4 and details.prefill[0].logprob is None
+    assert all(token.logprob <= 0 for token in details.prefill[1:])
+    assert all(len(top) == 3 for top in details.top_tokens)
+    best = client.text_generation(PROMPT, details=True, do_sample=True, temperature=1.5, best_of=2, max_new_tokens=8).details
+    mean = lambda sequence: sum(token.logprob for token in sequence.tokens) / len(sequence.tokens)
+    assert mean(best) >= mean(best.best_of_sequences[0])
+
+
+def test_endpoint_info_and_health(client):
+    info = client.get_endpoint_info()
+    assert info["max_input_tokens"] < info["max_total_tokens"] and info["version"].startswith("3.3")
+    assert client.health_check() is True
+
+
+def test_mistakes_of_a_stream_are_of_their_kind(client):
+    from huggingface_hub.errors import ValidationError
+    with pytest.raises(ValidationError, match="top_p"):
+        list(client.text_generation(PROMPT, stream=True, top_p=7.0))

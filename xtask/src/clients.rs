@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{cargo, run};
 
 /// Folders under `clients/`, each with its pinned requirements: packages that cannot be installed together live apart.
-const FOLDERS: [&str; 3] = ["current", "archived", "readers"];
+const FOLDERS: [&str; 4] = ["current", "archived", "langchain", "readers"];
 
 /// Builds the server, prepares the environments, and lets pytest talk to a server that it starts.
 pub fn check(root: &Path) -> Result<()> {

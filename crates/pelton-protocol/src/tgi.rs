@@ -7,6 +7,7 @@ use serde_json::Value;
 
 /// Body of `POST /generate`, `/generate_stream`, `/` and `/tokenize`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GenerateRequest {
     /// The prompt.
     pub inputs: String,
@@ -20,6 +21,7 @@ pub struct GenerateRequest {
 
 /// The `parameters` object. `None` means that the client did not ask.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GenerateParameters {
     /// Generate this many candidates and answer the most likely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,6 +91,7 @@ impl GenerateParameters {
 
 /// A constraint on the generated text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Grammar {
     /// `json`, `regex` or `json_schema`.
     #[serde(rename = "type")]
@@ -99,6 +102,7 @@ pub struct Grammar {
 
 /// Answer of `/generate`; `POST /` wraps it in an array of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GenerateResponse {
     /// The generated text, after the prompt if `return_full_text` was asked.
     pub generated_text: String,
@@ -109,6 +113,7 @@ pub struct GenerateResponse {
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The token limit was reached.
@@ -121,6 +126,7 @@ pub enum FinishReason {
 
 /// Details of a finished generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Details {
     /// Why generation ended.
     pub finish_reason: FinishReason,
@@ -145,6 +151,7 @@ pub struct Details {
 
 /// A token of the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PrefillToken {
     /// Token id.
     pub id: u32,
@@ -157,6 +164,7 @@ pub struct PrefillToken {
 
 /// A generated token, or an alternative to one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Token {
     /// Token id.
     pub id: u32,
@@ -170,6 +178,7 @@ pub struct Token {
 
 /// A candidate that lost a `best_of` comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BestOfSequence {
     /// Its text.
     pub generated_text: String,
@@ -193,6 +202,7 @@ pub struct BestOfSequence {
 
 /// One event of `/generate_stream`. An event may also hold an [`ErrorBody`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamResponse {
     /// Number of this token, from 1.
     #[serde(default)]
@@ -212,6 +222,7 @@ pub struct StreamResponse {
 
 /// Details in the last event of a stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamDetails {
     /// Why generation ended.
     pub finish_reason: FinishReason,
@@ -227,6 +238,7 @@ pub struct StreamDetails {
 
 /// Answer of `/info`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Info {
     /// Name of the served model.
@@ -279,6 +291,8 @@ pub struct Info {
 
 /// Body of every JSON error, and of an error event in a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = TgiError))]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: String,
@@ -292,6 +306,7 @@ pub type TokenizeResponse = Vec<TokenizedToken>;
 
 /// One token of `/tokenize`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenizedToken {
     /// Token id.
     pub id: u32,
@@ -305,6 +320,7 @@ pub struct TokenizedToken {
 
 /// Answer of `/chat_tokenize`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatTokenizeResponse {
     /// The tokens of the text.
     pub tokenize_response: TokenizeResponse,

@@ -8,6 +8,7 @@ use crate::{openai, tgi};
 
 /// Body of `POST /vertex`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VertexRequest {
     /// What to answer, each by itself.
     pub instances: Vec<Instance>,
@@ -15,6 +16,7 @@ pub struct VertexRequest {
 
 /// One thing to answer: what has `messages` is a chat.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum Instance {
     /// A prompt with parameters.
@@ -42,6 +44,7 @@ impl<'de> Deserialize<'de> for Instance {
 
 /// Answer of `/vertex`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Predictions {
     /// The generated texts, in the order of the instances.
     pub predictions: Vec<String>,

@@ -7,6 +7,7 @@
 
 mod body;
 mod config;
+mod describe;
 mod dialects;
 mod generate;
 mod health;
@@ -16,7 +17,10 @@ mod refusal;
 mod server;
 mod sse;
 mod timing;
+mod trace;
 
 pub use self::http::{ServeOutcome, ServeRunError, router, run, run_metrics};
 pub use config::{Limits, ServeConfig, ServedAdapter};
+pub use metrics::{Outcome, RequestRecord};
 pub use server::Server;
+pub use trace::{Origin, TraceParent, TraceSink};

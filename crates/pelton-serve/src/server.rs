@@ -1,7 +1,7 @@
 //! What all requests of one server share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pelton_engine::EngineHandle;
@@ -12,6 +12,7 @@ use tower_http::cors::CorsLayer;
 use crate::generate::ServeError;
 use crate::http::cors;
 use crate::metrics::{CacheShape, Metrics};
+use crate::trace::TraceSink;
 use crate::{Limits, ServeConfig, ServeRunError, body};
 
 /// One server: settings, the ways to engine and text, permits, metrics.
@@ -27,6 +28,8 @@ pub struct Server {
     permits: Arc<Semaphore>,
     body_memory: Arc<Semaphore>,
     metrics: Metrics,
+    /// Set once, before the first request.
+    traces: OnceLock<Arc<dyn TraceSink>>,
     /// Set once, by [`Server::stop`].
     is_stopping: AtomicBool,
     /// Wakes who waits for `is_stopping`.
@@ -59,11 +62,17 @@ impl Server {
             permits,
             body_memory,
             metrics,
+            traces: OnceLock::new(),
             is_stopping,
             stopping: Notify::new(),
             has_told_failure: AtomicBool::new(false),
             created: unix_seconds(),
         }))
+    }
+
+    /// Ended requests are told to `traces`. Only the first call has an effect.
+    pub fn trace_to(&self, traces: Arc<dyn TraceSink>) {
+        let _is_first = self.traces.set(traces);
     }
 
     /// From now on new work is refused and the server is not ready; what was taken up goes on.
@@ -153,6 +162,10 @@ impl Server {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    pub(crate) fn traces(&self) -> Option<&dyn TraceSink> {
+        self.traces.get().map(|traces| &**traces)
     }
 
     pub(crate) fn created(&self) -> u64 {

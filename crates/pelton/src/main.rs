@@ -7,6 +7,8 @@ mod demo;
 mod env;
 mod logging;
 mod program;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use std::process::ExitCode;
 

@@ -138,3 +138,11 @@ fn taken_port_is_told() {
     let port = taken.local_addr().unwrap().port().to_string();
     assert_says(&refusal(&["--model-id", "fake", "--port", &port]), &["cannot listen on 127.0.0.1", &port, "--port 0"]);
 }
+
+#[cfg(feature = "otlp")]
+#[test]
+fn impossible_collectors_are_told() {
+    for endpoint in ["localhost:4317", "https://collector:4317", "http://not a name"] {
+        assert_says(&refusal(&["--model-id", "fake", "--otlp-endpoint", endpoint]), &["--otlp-endpoint", endpoint]);
+    }
+}

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 
 /// Body of `POST /v1/chat/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatRequest {
     /// Name of the model; the served one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +83,7 @@ pub struct ChatRequest {
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatMessage {
     /// Who speaks: system, developer, user, assistant, tool, or what the template knows.
     pub role: String,
@@ -104,6 +106,7 @@ pub struct ChatMessage {
 
 /// Content of a message.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum Content {
     /// Plain text.
@@ -142,6 +145,7 @@ impl<'de> Deserialize<'de> for Content {
 
 /// One part of a message's content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ContentPart {
     /// `text`, `image_url`, ...
     #[serde(rename = "type")]
@@ -156,6 +160,7 @@ pub struct ContentPart {
 
 /// Answer of `/v1/chat/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatResponse {
     /// `chatcmpl-` and a suffix.
     #[serde(default)]
@@ -178,6 +183,7 @@ pub struct ChatResponse {
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatChoice {
     /// Number of the choice.
     #[serde(default)]
@@ -197,6 +203,7 @@ pub struct ChatChoice {
 
 /// A message from the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AssistantMessage {
     /// `assistant`.
     #[serde(default)]
@@ -217,6 +224,7 @@ pub struct AssistantMessage {
 
 /// One event of a streamed answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatChunk {
     /// As in the whole answer.
     #[serde(default)]
@@ -239,6 +247,7 @@ pub struct ChatChunk {
 
 /// The next piece of one answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatChunkChoice {
     /// Number of the choice.
     #[serde(default)]
@@ -259,6 +268,7 @@ pub struct ChatChunkChoice {
 
 /// What a chunk adds to a message.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatDelta {
     /// `assistant`, in the first chunk of a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -276,6 +286,7 @@ pub struct ChatDelta {
 
 /// Log-probabilities of chat.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatLogprobs {
     /// One entry per token of the content.
     #[serde(default, deserialize_with = "super::null_as_default")]
@@ -284,6 +295,7 @@ pub struct ChatLogprobs {
 
 /// One token of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatTokenLogprob {
     /// Its text.
     pub token: String,
@@ -299,6 +311,7 @@ pub struct ChatTokenLogprob {
 
 /// An alternative to a token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatTopLogprob {
     /// Its text.
     pub token: String,

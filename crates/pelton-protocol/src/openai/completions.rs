@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 /// Body of `POST /v1/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionRequest {
     /// Name of the model; the served one when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,6 +41,7 @@ pub struct CompletionRequest {
 
 /// One prompt or several, as text or as token ids. An empty list reads as no texts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum Prompt {
     /// One text.
@@ -133,6 +135,7 @@ impl<'de> Deserialize<'de> for PromptElement {
 
 /// Answer of `/v1/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionResponse {
     /// `cmpl-` and a suffix.
     #[serde(default)]
@@ -155,6 +158,7 @@ pub struct CompletionResponse {
 
 /// One choice, whole or (in a chunk) the next piece of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionChoice {
     /// Number of the choice.
     #[serde(default)]
@@ -175,6 +179,7 @@ pub struct CompletionChoice {
 
 /// One event of a streamed completion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionChunk {
     /// As in the whole answer.
     #[serde(default)]
@@ -197,6 +202,7 @@ pub struct CompletionChunk {
 
 /// Log-probabilities of completions: four lists of equal length, one entry per token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct CompletionLogprobs {
     /// Where each token's text begins, in characters.

@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 ///
 /// Also read from a bare string (`{"error": "Unauthorized"}`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = OpenAiError))]
 pub struct ErrorBody {
     /// The error.
     #[serde(deserialize_with = "object_or_text")]
@@ -15,6 +17,7 @@ pub struct ErrorBody {
 
 /// What went wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ErrorObject {
     /// For people.
@@ -31,6 +34,7 @@ pub struct ErrorObject {
 
 /// A code, of which both forms are in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum ErrorCode {
     /// An HTTP status.

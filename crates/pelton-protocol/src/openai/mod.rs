@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// Token counts of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Usage {
     /// Tokens of all prompts, each counted once.
@@ -38,6 +39,7 @@ pub struct Usage {
 
 /// How the prompt's tokens were computed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct PromptTokensDetails {
     /// Tokens found in the prefix cache.

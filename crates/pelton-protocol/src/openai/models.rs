@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Answer of `/v1/models`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelList {
     /// `list`.
     #[serde(default)]
@@ -14,6 +15,7 @@ pub struct ModelList {
 
 /// One served model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelCard {
     /// The name to use in requests.
     pub id: String,
@@ -42,6 +44,7 @@ pub struct ModelCard {
 
 /// The permission entry of a card.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct ModelPermission {
     /// `modelperm-` and a random suffix.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 /// They lie flat in the request's body. A type error names its field itself, since the path is lost on the way through a flattened
 /// structure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(remote = "Self")]
 pub struct SamplingFields {
     /// At most this many tokens are generated. Completions default to 16, chat to the rest of the context.
@@ -154,6 +155,7 @@ impl<'de> Deserialize<'de> for SamplingFields {
 
 /// One string, or a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum StringOrList {
     /// One.
@@ -192,6 +194,7 @@ impl<'de> Deserialize<'de> for StringOrList {
 
 /// What to send besides text while streaming.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamOptions {
     /// Send one more chunk, without choices, that holds the usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,6 +206,7 @@ pub struct StreamOptions {
 
 /// Which stop ended a choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum StopReason {
     /// A token of `stop_token_ids`.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -20,6 +19,7 @@ use super::tgi::refuse;
 use crate::body;
 use crate::generate::{Field, Generation, Invalid, ServeError, submit};
 use crate::server::Server;
+use crate::trace::Arrival;
 
 pub(super) fn routes() -> Router<Arc<Server>> {
     Router::new().route("/invocations", post(invocations)).route("/vertex", post(vertex))
@@ -80,7 +80,7 @@ async fn sniff(server: &Server, request: Request) -> Result<(Request, Api), Serv
 
 /// One text for each instance, all of which run at once. One that cannot be answered fails them all.
 async fn vertex(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/vertex", &request);
     let headers = request.headers().clone();
     let answer = async {
         let VertexRequest { instances } = body::read_json(&server, request).await?;
@@ -93,8 +93,8 @@ async fn vertex(State(server): State<Arc<Server>>, request: Request) -> Response
         let mut running = JoinSet::new();
         let num_instances = instances.len();
         for (index, instance) in instances.into_iter().enumerate() {
-            let (server, headers) = (Arc::clone(&server), headers.clone());
-            running.spawn(async move { (index, predict(&server, instance, &headers, arrived_at).await) });
+            let (server, headers, arrival) = (Arc::clone(&server), headers.clone(), arrival.clone());
+            running.spawn(async move { (index, predict(&server, instance, &headers, arrival).await) });
         }
         let mut predictions = vec![String::new(); num_instances];
         while let Some(ended) = running.join_next().await {
@@ -110,7 +110,7 @@ async fn predict(
     server: &Arc<Server>,
     instance: Instance,
     headers: &HeaderMap,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<String, ServeError> {
     let is_streamed = match &instance {
         Instance::Generate(wire) => wire.stream,
@@ -122,7 +122,7 @@ async fn predict(
     match instance {
         Instance::Generate(wire) => {
             let (request, asked) = generate::parse(*wire, server.config(), Delivery::Whole)?;
-            let (_, answer) = generate::whole(server, request, &asked, arrived_at).await?;
+            let (_, answer) = generate::whole(server, request, &asked, arrival).await?;
             Ok(answer.generated_text)
         }
         Instance::Chat(wire) => {
@@ -134,7 +134,7 @@ async fn predict(
                 let rule = "must be 1: each instance has one prediction";
                 return Err(Invalid::value(Field::Choices, rule, request.num_choices).into());
             }
-            let stream = submit(server, request, arrived_at).await?;
+            let stream = submit(server, request, arrival).await?;
             let choices = Generation::fold(stream).await?.choices;
             Ok(choices.into_iter().map(|choice| choice.text).collect())
         }

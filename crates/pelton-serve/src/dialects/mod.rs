@@ -14,7 +14,7 @@ use crate::server::Server;
 
 /// Routes of all dialects. A path that none has is answered in the words of the one whose prefix it carries.
 pub(crate) fn routes(server: &Arc<Server>) -> Router {
-    let routes = tgi::routes().nest("/v1", openai::routes()).with_state(Arc::clone(server));
+    let routes = mounted().with_state(Arc::clone(server));
     let config = server.config();
     if config.vertex_predict_route.is_none() && config.vertex_health_route.is_none() {
         return routes;
@@ -22,6 +22,11 @@ pub(crate) fn routes(server: &Arc<Server>) -> Router {
     // Around the router, so that it sees the path as it is then.
     let rename = map_request_with_state(Arc::clone(server), clouds::rename_routes);
     Router::new().fallback_service(routes).layer(rename)
+}
+
+/// All routes under their own paths.
+pub(crate) fn mounted() -> Router<Arc<Server>> {
+    tgi::routes().nest("/v1", openai::routes())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::prepare::Prepared;
 use super::{FinishReason, GenerateEvent, GeneratedToken, PreparedPrompt, ServeError};
 use crate::metrics::{Counters, Outcome, RequestRecord};
 use crate::server::Server;
+use crate::trace::Origin;
 
 /// Tokens of the prompt's end that the detokenizer is shown.
 const PROMPT_TAIL_TOKENS: usize = 8;
@@ -63,6 +64,7 @@ impl GenerateStream {
         prepared: Prepared,
         streams: Vec<TokenStream>,
         record: RequestRecord,
+        origin: Origin,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let Prepared { prompts, num_choices, sampling, eos_tokens, stop_tokens, stop, .. } = prepared;
@@ -95,7 +97,7 @@ impl GenerateStream {
             ready: VecDeque::new(),
             next: 0,
             has_failed: false,
-            tracker: Tracker { server, record, reached_length: false },
+            tracker: Tracker { server, record, origin, reached_length: false },
             _permit: permit,
         }
     }
@@ -320,10 +322,11 @@ impl StopText {
     }
 }
 
-/// Writes the request's record, and counts and logs it at the end, whatever the end is.
+/// Writes the request's record, and counts, traces and logs it at the end, whatever the end is.
 struct Tracker {
     server: Arc<Server>,
     record: RequestRecord,
+    origin: Origin,
     /// Whether a choice ended at its token limit.
     reached_length: bool,
 }
@@ -374,8 +377,12 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         let record = &self.record;
         self.server.metrics().observe(record);
+        if let Some(traces) = self.server.traces() {
+            traces.ended(&self.origin, record);
+        }
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
         tracing::info!(
+            trace = self.origin.parent.as_ref().map(|parent| format!("{:032x}", parent.trace_id)),
             dialect = record.dialect,
             outcome = ?record.outcome,
             sequences = record.num_sequences,
@@ -461,7 +468,8 @@ mod tests {
             num_sequences,
         };
         let permit = Arc::clone(server.permits()).try_acquire_many_owned(num_sequences).expect("there are permits");
-        GenerateStream::new(Arc::clone(server), prepared(num_sequences as u16), choices, record, permit)
+        let origin = Origin { route: "/test", parent: None };
+        GenerateStream::new(Arc::clone(server), prepared(num_sequences as u16), choices, record, origin, permit)
     }
 
     #[tokio::test]

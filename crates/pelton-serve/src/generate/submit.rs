@@ -12,13 +12,14 @@ use super::prepare::{self, Prepared};
 use super::{GenerateRequest, GenerateStream, Prompt, ServeError};
 use crate::metrics::{Counters, Outcome, RequestRecord};
 use crate::server::Server;
+use crate::trace::Arrival;
 
 /// Takes `request` up. Never waits for other requests: what does not fit now is refused now. Dropping the future, and later the stream,
 /// gives everything back.
 pub(crate) async fn submit(
     server: &Arc<Server>,
     mut request: GenerateRequest,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<GenerateStream, ServeError> {
     Counters::add(&server.metrics().counters.requests, 1);
     server.check_open()?;
@@ -37,7 +38,7 @@ pub(crate) async fn submit(
     let record = RequestRecord {
         dialect,
         outcome: Outcome::Cancelled,
-        arrived_at,
+        arrived_at: arrival.at,
         queued_at: now,
         scheduled_at: None,
         first_token_at: None,
@@ -48,7 +49,7 @@ pub(crate) async fn submit(
         max_tokens: prepared.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0),
         num_sequences,
     };
-    Ok(GenerateStream::new(Arc::clone(server), prepared, streams, record, permit))
+    Ok(GenerateStream::new(Arc::clone(server), prepared, streams, record, arrival.origin, permit))
 }
 
 fn admit(server: &Server, num_sequences: u32) -> Result<OwnedSemaphorePermit, ServeError> {

@@ -9,5 +9,5 @@ mod registry;
 mod tgi;
 mod vllm;
 
-pub(crate) use record::{Outcome, RequestRecord};
+pub use record::{Outcome, RequestRecord};
 pub(crate) use registry::{CacheShape, Counters, Metrics};

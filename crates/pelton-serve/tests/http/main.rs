@@ -3,6 +3,7 @@
 mod adapters;
 mod bad_input;
 mod clouds;
+mod fields;
 mod grammars;
 mod lifecycle;
 mod load;

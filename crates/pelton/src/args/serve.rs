@@ -51,6 +51,17 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub log: log::LogArgs,
 
+    /// Where to send a trace of each ended request: an OpenTelemetry collector's gRPC address, such as http://localhost:4317.
+    /// When the collector is away traces are dropped; requests never wait for it.
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// Name of this server in traces.
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "OTLP_SERVICE_NAME", default_value = "text-generation-inference.router", value_name = "NAME")]
+    pub otlp_service_name: String,
+
     #[command(flatten)]
     pub compute: ComputeArgs,
 

@@ -23,6 +23,8 @@ use crate::args::compute::{DtypeArg, KvCacheDtypeArg};
 use crate::args::serve::ServeArgs;
 use crate::args::serve::adapters::AdapterArg;
 use crate::program::Program;
+#[cfg(feature = "otlp")]
+use crate::traces::Traces;
 use crate::{env, logging};
 
 /// Tells whoever started the server: lines on standard output, as the launcher lines of the log. Nobody has to read them: a closed
@@ -86,7 +88,17 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
         args.limits.max_concurrent_requests as usize,
     );
     let server = Server::new(config, engine, pool)?;
+    #[cfg(feature = "otlp")]
+    let traces = start_traces(&args, &loaded.name, &runtime)?;
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = &traces {
+        server.trace_to(Arc::new(traces.clone()));
+    }
     let outcome = runtime.block_on(serve(address, args.listen.prometheus_port, server, &loaded.name, program))?;
+    #[cfg(feature = "otlp")]
+    if let Some(traces) = traces {
+        traces.stop();
+    }
     Ok(match outcome {
         ServeOutcome::Drained => ExitCode::SUCCESS,
         ServeOutcome::Cut => {
@@ -105,6 +117,14 @@ fn hostname(args: &ServeArgs, program: Program) -> IpAddr {
         _ => Ipv4Addr::LOCALHOST,
     };
     args.listen.hostname.or_else(env::hostname).unwrap_or(IpAddr::V4(default))
+}
+
+#[cfg(feature = "otlp")]
+fn start_traces(args: &ServeArgs, name: &str, runtime: &tokio::runtime::Runtime) -> Result<Option<Traces>> {
+    // The connection to the collector lives in the server's runtime.
+    let _entered = runtime.enter();
+    let endpoint = args.otlp_endpoint.as_deref();
+    endpoint.map(|endpoint| Traces::start(endpoint, &args.otlp_service_name, name)).transpose()
 }
 
 /// Threads for sockets: they only move bytes, the cores belong to the compute pool.

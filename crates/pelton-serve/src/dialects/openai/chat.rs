@@ -1,7 +1,6 @@
 //! `/v1/chat/completions`: parse, whole, chunk.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Json, Response};
@@ -27,10 +26,11 @@ use crate::generate::{
 };
 use crate::metrics::RequestRecord;
 use crate::server::{Server, unix_seconds};
+use crate::trace::Arrival;
 use crate::{body, sse, timing};
 
 pub(in crate::dialects) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/v1/chat/completions", &request);
     let headers = request.headers().clone();
     let mut names: Names = field_name;
     let answer = async {
@@ -40,9 +40,9 @@ pub(in crate::dialects) async fn create(State(server): State<Arc<Server>>, reque
         }
         let (request, asked) = parse(wire, &headers, &server)?;
         if asked.stream {
-            stream(&server, request, asked, arrived_at).await
+            stream(&server, request, asked, arrival).await
         } else {
-            whole(&server, request, asked, arrived_at).await
+            whole(&server, request, asked, arrival).await
         }
     };
     answer.await.unwrap_or_else(|error| refuse(&server, &error, names))
@@ -218,13 +218,13 @@ fn template_message(index: usize, message: ChatMessage) -> Result<Value, ServeEr
 }
 
 /// Submits `request`. A model that may call tools and will not is asked again without them, as soon as it says so; what that took is returned as well.
-async fn begin(
+pub(in crate::dialects) async fn begin(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: &mut Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<(GenerateStream, Spent), ServeError> {
-    let mut stream = submit(server, request, arrived_at).await?;
+    let mut stream = submit(server, request, arrival.clone()).await?;
     let Some(without_tools) = asked.without_tools.take() else { return Ok((stream, Spent::default())) };
     let (mut seen, mut call) = (Vec::new(), ToolText::default());
     while call.name().is_none() {
@@ -242,13 +242,13 @@ async fn begin(
     // Its place is free before another one is asked for.
     drop(stream);
     asked.call_id = None;
-    let stream = submit(server, *without_tools, arrived_at).await?;
+    let stream = submit(server, *without_tools, arrival).await?;
     Ok((stream, Spent { num_prompt_tokens, num_generated_tokens, num_cached_tokens }))
 }
 
 /// Tokens of a generation that was given up.
 #[derive(Clone, Copy, Default)]
-struct Spent {
+pub(in crate::dialects) struct Spent {
     num_prompt_tokens: u32,
     num_generated_tokens: u32,
     num_cached_tokens: u32,
@@ -279,9 +279,9 @@ async fn whole(
     server: &Arc<Server>,
     request: GenerateRequest,
     mut asked: Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let (stream, spent) = begin(server, request, &mut asked, arrived_at).await?;
+    let (stream, spent) = begin(server, request, &mut asked, arrival).await?;
     let prompts = stream.prompts().to_vec();
     let Generation { choices, record, .. } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
@@ -339,9 +339,9 @@ async fn stream(
     server: &Arc<Server>,
     request: GenerateRequest,
     mut asked: Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let (stream, spent) = begin(server, request, &mut asked, arrived_at).await?;
+    let (stream, spent) = begin(server, request, &mut asked, arrival).await?;
     let headers = timing::stream_headers(server, stream.prompts());
     let chunks = Chunks::new(server.text().clone(), asked, spent, &stream);
     Ok(sse::response(headers, stream, chunks))

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Json, Response};
@@ -24,21 +23,22 @@ use crate::generate::{
 };
 use crate::metrics::RequestRecord;
 use crate::server::{Server, unix_seconds};
+use crate::trace::Arrival;
 use crate::{body, sse, timing};
 
 /// Tokens generated when the request does not say.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 pub(in crate::dialects) async fn create(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/v1/completions", &request);
     let headers = request.headers().clone();
     let answer = async {
         let wire = body::read_json(&server, request).await?;
         let (request, asked) = parse(wire, &headers, &server)?;
         if asked.stream {
-            stream(&server, request, asked, arrived_at).await
+            stream(&server, request, asked, arrival).await
         } else {
-            whole(&server, request, asked, arrived_at).await
+            whole(&server, request, asked, arrival).await
         }
     };
     answer.await.unwrap_or_else(|error| refuse(&server, &error, field_name))
@@ -166,10 +166,10 @@ async fn whole(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<Response, ServeError> {
     let num_choices = request.num_choices as usize;
-    let stream = submit(server, request, arrived_at).await?;
+    let stream = submit(server, request, arrival).await?;
     let prompts = stream.prompts().to_vec();
     let Generation { prompt_logprobs, choices, record } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
@@ -263,9 +263,9 @@ async fn stream(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let stream = submit(server, request, arrived_at).await?;
+    let stream = submit(server, request, arrival).await?;
     let headers = timing::stream_headers(server, stream.prompts());
     let chunks = Chunks::new(server.text().clone(), asked, &stream);
     Ok(sse::response(headers, stream, chunks))

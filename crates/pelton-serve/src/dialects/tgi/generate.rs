@@ -1,7 +1,6 @@
 //! `/generate`, `/generate_stream` and `POST /`: parse, whole, chunk.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Json, Response};
@@ -20,40 +19,41 @@ use crate::generate::{
 };
 use crate::metrics::RequestRecord;
 use crate::server::Server;
+use crate::trace::Arrival;
 use crate::{ServeConfig, body, sse, timing};
 
 pub(super) async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/generate", &request);
     let answer = async {
         let wire = body::read_json(&server, request).await?;
         let (request, asked) = parse(wire, server.config(), Delivery::Whole)?;
-        whole(&server, request, &asked, arrived_at).await
+        whole(&server, request, &asked, arrival).await
     };
     answer.await.map(|(headers, body)| (headers, Json(body)).into_response()).unwrap_or_else(|e| refuse(&server, &e))
 }
 
 pub(super) async fn generate_stream(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/generate_stream", &request);
     let answer = async {
         let wire = body::read_json(&server, request).await?;
         let (request, asked) = parse(wire, server.config(), Delivery::Stream)?;
-        stream(&server, request, asked, arrived_at).await
+        stream(&server, request, asked, arrival).await
     };
     answer.await.unwrap_or_else(|error| refuse(&server, &error))
 }
 
 /// `POST /`: the body says whether to stream, and the whole answer is wrapped in an array.
 pub(in crate::dialects) async fn compat(State(server): State<Arc<Server>>, request: Request) -> Response {
-    let arrived_at = Instant::now();
+    let arrival = Arrival::now("/", &request);
     let answer = async {
         let mut wire: WireRequest = body::read_json(&server, request).await?;
         wire.parameters.return_full_text.get_or_insert(server.config().compat_return_full_text);
         if wire.stream {
             let (request, asked) = parse(wire, server.config(), Delivery::Stream)?;
-            return stream(&server, request, asked, arrived_at).await;
+            return stream(&server, request, asked, arrival).await;
         }
         let (request, asked) = parse(wire, server.config(), Delivery::Whole)?;
-        let (headers, body) = whole(&server, request, &asked, arrived_at).await?;
+        let (headers, body) = whole(&server, request, &asked, arrival).await?;
         Ok((headers, Json([body])).into_response())
     };
     answer.await.unwrap_or_else(|error| refuse(&server, &error))
@@ -215,9 +215,9 @@ pub(in crate::dialects) async fn whole(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: &Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<(Headers, GenerateResponse), ServeError> {
-    let stream = submit(server, request, arrived_at).await?;
+    let stream = submit(server, request, arrival).await?;
     let (seed, prompt) = (asked.is_sampled.then(|| stream.seed()), stream.prompts().to_vec());
     let Generation { prompt_logprobs, mut choices, record } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompt, &record);
@@ -309,9 +309,9 @@ async fn stream(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: Asked,
-    arrived_at: Instant,
+    arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let stream = submit(server, request, arrived_at).await?;
+    let stream = submit(server, request, arrival).await?;
     let headers = timing::stream_headers(server, stream.prompts());
     let chunks = Chunks::new(server.text().clone(), asked, &stream);
     Ok(sse::response(headers, stream, chunks))

@@ -23,7 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::clouds;
 use crate::generate::{Field, ServeError};
 use crate::server::Server;
-use crate::{health, refusal};
+use crate::{describe, health, refusal};
 
 /// All routes at the top; those of the clouds are refused in this dialect's words too.
 pub(super) fn routes() -> Router<Arc<Server>> {
@@ -36,6 +36,7 @@ pub(super) fn routes() -> Router<Arc<Server>> {
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
         .merge(health::routes())
         .merge(clouds::routes())
+        .merge(describe::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
