@@ -106,7 +106,7 @@ fn main() {
     let top_p = SamplingParams { top_p: 0.9, ..drawn.clone() };
     let top_k = SamplingParams { top_k: 50, ..drawn.clone() };
     let quiet = ReportParams::default();
-    let told = ReportParams { logprobs: true, top_n: 5, prompt_logprobs: false };
+    let told = ReportParams { logprobs: true, top_n: 5, prompt_logprobs: None };
     println!("microseconds per row              vocabulary   1 user  32 users");
     for vocab_size in [32_000, 151_936] {
         let peaked = make_rows(vocab_size, Some(16.0));

@@ -14,8 +14,8 @@ pub enum TokenEvent {
         scheduled_at: Instant,
         /// Prompt tokens found in the prefix cache.
         num_cached_tokens: u32,
-        /// For each prompt token the log-probability it had, `None` for the first; only if asked for.
-        prompt_logprobs: Option<Vec<Option<f32>>>,
+        /// How each prompt token was foretold, `None` for the first; only if asked for.
+        prompt_logprobs: Option<Vec<Option<Foretold>>>,
     },
     /// A token was sampled. Stop tokens are sent too, as the last token, so that consumers can count and show them.
     Token(SampledToken),
@@ -48,6 +48,17 @@ pub struct SampledToken {
     pub id: TokenId,
     /// Its log-probability under the model's raw logits (before penalties and temperature); if asked for.
     pub logprob: Option<f32>,
+    /// The likeliest tokens with their log-probabilities, best first; as many as asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// What the model thought of a token of the prompt before it came to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Foretold {
+    /// The token's log-probability under the model's raw logits.
+    pub logprob: f32,
+    /// Its place among all tokens, the likeliest being 1; equal ones share the better place.
+    pub rank: u32,
     /// The likeliest tokens with their log-probabilities, best first; as many as asked for.
     pub top: Vec<(TokenId, f32)>,
 }

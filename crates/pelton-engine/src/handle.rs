@@ -52,8 +52,9 @@ pub struct ReportParams {
     pub logprobs: bool,
     /// Likeliest tokens to list for each position.
     pub top_n: u8,
-    /// Log-probabilities of the prompt's tokens (switches prefix hits off for this request, since cached rows have no logits).
-    pub prompt_logprobs: bool,
+    /// Log-probabilities of the prompt's tokens, with so many alternatives at each place (switches prefix hits off for this request, since
+    /// cached rows have no logits).
+    pub prompt_logprobs: Option<u8>,
 }
 
 /// Why the engine did not take a request.

@@ -20,7 +20,7 @@ mod thread;
 pub use pelton_backend::{AdapterId, TokenId};
 
 pub use batch::{Batch, BatchEngine, BatchError, BatchTimes};
-pub use event::{FinishReason, SampledToken, SequenceError, Timeline, TokenEvent};
+pub use event::{FinishReason, Foretold, SampledToken, SequenceError, Timeline, TokenEvent};
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
 pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask, Watermark};

@@ -8,7 +8,7 @@ use pelton_backend::{AdapterId, TokenId};
 use crate::event::SampledToken;
 use crate::kv::{BlockTable, KvBlocks};
 use crate::scheduler::{Finished, Outcome, Started};
-use crate::{FinishReason, ReportParams, SamplingParams, SequenceError, StoppingParams, TokenConstraint};
+use crate::{FinishReason, Foretold, ReportParams, SamplingParams, SequenceError, StoppingParams, TokenConstraint};
 
 /// Order of arrival, and the name of a sequence between its stream and the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,7 +65,7 @@ pub(crate) struct Sequence {
     num_computed: u32,
     pub(crate) table: BlockTable,
     /// Log-probabilities of the prompt's tokens found so far, if asked for. A preempted sequence keeps them.
-    prompt_logprobs: Vec<Option<f32>>,
+    prompt_logprobs: Vec<Option<Foretold>>,
     /// Prompt tokens found in the prefix cache; known once the sequence was first admitted.
     num_cached_tokens: Option<u32>,
     num_preemptions: u32,
@@ -84,7 +84,7 @@ impl Sequence {
     ) -> Self {
         debug_assert_eq!(group.num_prompt_tokens as usize, prompt.len());
         // Nothing comes before the first token, so nothing foretells it.
-        let prompt_logprobs = if group.report.prompt_logprobs { vec![None] } else { Vec::new() };
+        let prompt_logprobs = if group.report.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {
             id,
             choice,
@@ -144,13 +144,15 @@ impl Sequence {
     /// First position whose logits are wanted for the prompt's log-probabilities; `None` when nothing is wanted any more.
     pub(crate) fn first_wanted_prompt_row(&self) -> Option<u32> {
         let found = self.prompt_logprobs.len() as u32;
-        (self.group.report.prompt_logprobs && found < self.group.num_prompt_tokens && self.num_generated() == 0)
+        (self.group.report.prompt_logprobs.is_some()
+            && found < self.group.num_prompt_tokens
+            && self.num_generated() == 0)
             .then(|| found - 1)
     }
 
-    /// Notes the next prompt token's log-probability.
-    pub(crate) fn push_prompt_logprob(&mut self, logprob: f32) {
-        self.prompt_logprobs.push(Some(logprob));
+    /// Notes how the next prompt token was foretold.
+    pub(crate) fn push_prompt_logprob(&mut self, foretold: Foretold) {
+        self.prompt_logprobs.push(Some(foretold));
     }
 
     /// Waiting to running: the blocks in `table` hold the first `num_hit_tokens` tokens.
@@ -189,7 +191,7 @@ impl Sequence {
             return outcome;
         };
         if self.num_generated() == 0 {
-            let prompt_logprobs = self.group.report.prompt_logprobs.then(|| std::mem::take(&mut self.prompt_logprobs));
+            let prompt_logprobs = self.group.report.prompt_logprobs.map(|_| std::mem::take(&mut self.prompt_logprobs));
             outcome.started = Some(Started { num_cached_tokens: self.num_cached_tokens(), prompt_logprobs });
         }
         self.tokens.push(token.id);

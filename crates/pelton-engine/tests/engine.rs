@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use pelton_backend::{AdapterId, StepBatch, TokenId};
 use pelton_engine::{
-    ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, Newcomers, ReportParams,
-    SampledToken, SamplingParams, SequenceError, SequenceRequest, ShutdownOutcome, StartError, StoppingParams,
-    SubmitError, Timeline, TokenConstraint, TokenEvent, TokenMask, TokenStream, start,
+    ConstraintError, Ending, EngineConfig, EngineHandle, FakeConfig, FakeModel, FinishReason, Foretold, Newcomers,
+    ReportParams, SampledToken, SamplingParams, SequenceError, SequenceRequest, ShutdownOutcome, StartError,
+    StoppingParams, SubmitError, Timeline, TokenConstraint, TokenEvent, TokenMask, TokenStream, start,
 };
 use pelton_model::{Logits, Model, ModelError, ModelSpec};
 
@@ -59,7 +59,7 @@ fn later() -> Instant {
 
 struct Answer {
     num_cached_tokens: u32,
-    prompt_logprobs: Option<Vec<Option<f32>>>,
+    prompt_logprobs: Option<Vec<Option<Foretold>>>,
     tokens: Vec<SampledToken>,
     reason: FinishReason,
     timeline: Timeline,
@@ -349,9 +349,14 @@ fn log_probabilities_are_reported_as_asked() {
     let engine = engine(CONFIG, FakeConfig { max_logit_rows: 2, ..fake() });
     let mut asked = request(5, 2);
     asked.prompt = [0, 1, 2, 9, 4].map(TokenId).to_vec();
-    asked.report = ReportParams { logprobs: true, top_n: 2, prompt_logprobs: true };
+    asked.report = ReportParams { logprobs: true, top_n: 2, prompt_logprobs: Some(2) };
     let answer = read(submit_one(&engine, asked));
-    assert_eq!(answer.prompt_logprobs.unwrap(), [None, Some(0.0), Some(0.0), Some(-64.0), Some(0.0)]);
+    // The script's token is certain, all others are equally impossible.
+    let foretold = |logprob, rank, script| {
+        Some(Foretold { logprob, rank, top: vec![(TokenId(script), 0.0), (TokenId(0), -64.0)] })
+    };
+    let expected = [None, foretold(0.0, 1, 1), foretold(0.0, 1, 2), foretold(-64.0, 2, 3), foretold(0.0, 1, 4)];
+    assert_eq!(answer.prompt_logprobs.unwrap(), expected);
     let first = &answer.tokens[0];
     assert_eq!((first.id, first.logprob), (TokenId(5), Some(0.0)));
     assert_eq!(first.top, [(TokenId(5), 0.0), (TokenId(0), -64.0)]);

@@ -323,7 +323,7 @@ pub struct TokenizedToken {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatTokenizeResponse {
     /// The tokens of the text.
-    pub tokenize_response: TokenizeResponse,
+    pub tokenize_response: Vec<TokenizedToken>,
     /// What the chat template makes of the messages.
     pub templated_text: String,
 }

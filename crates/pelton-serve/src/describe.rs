@@ -373,6 +373,7 @@ mod tests {
             count += 1;
         }
         assert!(count > 30, "{count}");
+        assert!(!schemas.contains_key("Vec"), "a type that stands for another hides what it holds");
     }
 
     /// Names of the properties of a schema, those of its parts included.

@@ -12,7 +12,7 @@ use super::constraint::{self, TokenMask};
 use super::draw::{Candidate, draw, likelier_first, needs_total, uniform};
 use super::processors;
 use super::survey::Survey;
-use crate::event::{SampledToken, SequenceError};
+use crate::event::{Foretold, SampledToken, SequenceError};
 use crate::scheduler::{StepPlan, StepSamples};
 use crate::sequence::Sequence;
 
@@ -31,7 +31,7 @@ pub(crate) struct Sampler {
 /// What one span gave.
 #[derive(Debug, Default)]
 struct SpanSamples {
-    prompt_logprobs: Vec<f32>,
+    prompt_logprobs: Vec<Foretold>,
     /// `None` where nothing is sampled.
     token: Option<Result<SampledToken, SequenceError>>,
 }
@@ -78,7 +78,11 @@ impl Sampler {
             result.prompt_logprobs.clear();
             let foretold = sequence.tokens().iter().skip(planned.first_foretold as usize);
             for (&token, row) in foretold.zip(logits.by_ref().take(planned.num_prompt_logits as usize)) {
-                result.prompt_logprobs.push(sampler.log_probability(row, token));
+                result.prompt_logprobs.push(sampler.foretold(
+                    row,
+                    token,
+                    sequence.group.report.prompt_logprobs.unwrap_or(0),
+                ));
             }
             let row = if planned.samples { logits.next() } else { None };
             result.token = row.map(|row| sampler.sample(row, sequence));
@@ -119,10 +123,26 @@ impl RowSampler {
         }
     }
 
-    /// Log-probability of `token`. `logits`: `[vocab]`.
-    fn log_probability(&mut self, logits: &[f32], token: TokenId) -> f32 {
+    /// How `logits` (`[vocab]`) foretold `token`, beside the `top_n` likeliest.
+    fn foretold(&mut self, logits: &[f32], token: TokenId, top_n: u8) -> Foretold {
         self.survey.read(logits, [1.0]);
-        log_probability(logits, token, self.survey.log_sum())
+        let own = logits[token.0 as usize];
+        let likelier = logits.iter().filter(|&&logit| logit > own).count();
+        Foretold {
+            logprob: log_probability(logits, token, self.survey.log_sum()),
+            rank: u32::try_from(likelier).unwrap_or(u32::MAX).saturating_add(1),
+            top: self.likeliest(logits, top_n),
+        }
+    }
+
+    /// The likeliest tokens of `logits` (`[vocab]`, surveyed just before) with their log-probabilities, best first.
+    fn likeliest(&mut self, logits: &[f32], top_n: u8) -> Vec<(TokenId, f32)> {
+        let Self { survey, candidates, .. } = self;
+        let log_sum = survey.log_sum();
+        survey.gather_likeliest(logits, top_n.into(), candidates);
+        candidates.sort_unstable_by(likelier_first);
+        let top = candidates.iter().map(|likely| (TokenId(likely.token), (f64::from(likely.logit) - log_sum) as f32));
+        top.collect()
     }
 
     /// Samples the token that follows `sequence`, and tells it to the sequence's constraint. `logits`: `[vocab]`.
@@ -159,12 +179,8 @@ impl RowSampler {
         if is_changed {
             survey.read(logits, [1.0]);
         }
-        let log_sum = survey.log_sum();
-        let logprob = report.logprobs.then(|| log_probability(logits, id, log_sum));
-        survey.gather_likeliest(logits, report.top_n.into(), candidates);
-        candidates.sort_unstable_by(likelier_first);
-        let top = candidates.iter().map(|likely| (TokenId(likely.token), (f64::from(likely.logit) - log_sum) as f32));
-        Ok(SampledToken { id, logprob, top: top.collect() })
+        let logprob = report.logprobs.then(|| log_probability(logits, id, survey.log_sum()));
+        Ok(SampledToken { id, logprob, top: self.likeliest(logits, report.top_n) })
     }
 
     /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
@@ -310,7 +326,7 @@ mod tests {
     #[test]
     fn log_probabilities_are_those_of_the_raw_logits() {
         let sampling = SamplingParams { logit_bias: vec![(TokenId(0), 100.0)], ..SamplingParams::default() };
-        let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: false };
+        let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: None };
         let sequence = sequence(sampling, StoppingParams::default(), report, 0);
         let logits: Vec<f32> =
             [0.125f32, 0.5, 0.25, 0.125].iter().map(|probability| probability.ln() + 900.0).collect();
@@ -326,7 +342,7 @@ mod tests {
     fn hostile_rows_have_log_probabilities_too() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
         let told = |logits: &[f32]| {
-            let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: false };
+            let report = ReportParams { logprobs: true, top_n: 3, prompt_logprobs: None };
             sample(logits, &sequence(SamplingParams::default(), StoppingParams::default(), report, 0)).unwrap()
         };
         let sampled = told(&[inf, nan, 0.0, nan]);
@@ -349,7 +365,7 @@ mod tests {
             row = row.repeat(num_copies);
             let mut order: Vec<u32> = (0..row.len() as u32).filter(|&token| !row[token as usize].is_nan()).collect();
             order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
-            let report = ReportParams { logprobs: true, top_n: n, prompt_logprobs: false };
+            let report = ReportParams { logprobs: true, top_n: n, prompt_logprobs: None };
             let sequence = sequence(SamplingParams::default(), StoppingParams::default(), report, 0);
             let Ok(sampled) = sample(&row, &sequence) else {
                 prop_assert!(order.is_empty());

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use pelton_model::ModelSpec;
 
-use crate::event::{FinishReason, SampledToken, SequenceError};
+use crate::event::{FinishReason, Foretold, SampledToken, SequenceError};
 use crate::kv::{KvBlocks, PrefixHits};
 use crate::sequence::{Sequence, SequenceId};
 use crate::start::{EngineConfig, Newcomers};
@@ -24,7 +24,7 @@ pub(crate) struct StepSamples {
     /// One for each span that samples.
     pub(crate) tokens: Vec<Result<SampledToken, SequenceError>>,
     /// `num_prompt_logits` of each span.
-    pub(crate) prompt_logprobs: Vec<f32>,
+    pub(crate) prompt_logprobs: Vec<Foretold>,
 }
 
 /// What a step meant for one sequence that sampled.
@@ -41,7 +41,7 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) num_cached_tokens: u32,
-    pub(crate) prompt_logprobs: Option<Vec<Option<f32>>>,
+    pub(crate) prompt_logprobs: Option<Vec<Option<Foretold>>>,
 }
 
 #[derive(Debug)]
@@ -271,7 +271,7 @@ impl Scheduler {
     fn run(&mut self, mut sequence: Sequence) -> (usize, bool) {
         let is_first = !sequence.was_admitted();
         let num_hit_tokens = self.hits.num_blocks() * self.kv.block_tokens();
-        if is_first && self.kv.has_prefix_cache() && !sequence.group.report.prompt_logprobs {
+        if is_first && self.kv.has_prefix_cache() && sequence.group.report.prompt_logprobs.is_none() {
             self.counters.prefix_queried_tokens += u64::from(sequence.num_known());
             self.counters.prefix_hit_tokens += u64::from(num_hit_tokens);
         }

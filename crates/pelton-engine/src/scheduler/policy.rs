@@ -56,7 +56,7 @@ pub(super) fn waits_for_sibling(
     let group = &sequence.group;
     // The last token is always computed again, so a prompt shares the full blocks before it. Rows whose logits are asked for
     // cannot be shared.
-    let can_share = group.num_prompt_tokens > block_tokens && !group.report.prompt_logprobs;
+    let can_share = group.num_prompt_tokens > block_tokens && group.report.prompt_logprobs.is_none();
     let is_earlier_sibling = |id: SequenceId| group.first <= id && id < sequence.id;
     let earlier = |other: Option<&Sequence>| other.is_some_and(|other| is_earlier_sibling(other.id));
     can_share

@@ -89,7 +89,7 @@ impl Alone {
                 alone.reason = finished.reason;
             }
         }
-        if sequence.group.report.prompt_logprobs {
+        if sequence.group.report.prompt_logprobs.is_some() {
             let prompt = &sequence.tokens()[..sequence.group.num_prompt_tokens as usize];
             let foretold = prompt[1..].iter().zip(&rows).map(|(token, row)| {
                 let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
@@ -272,6 +272,7 @@ impl World {
                 let (found, wanted) = (started.prompt_logprobs, &expected.prompt_logprobs);
                 assert_eq!(found.as_ref().map(Vec::len), wanted.as_ref().map(Vec::len));
                 for (found, wanted) in found.iter().flatten().zip(wanted.iter().flatten()) {
+                    let found = found.as_ref().map(|found| found.logprob);
                     assert!((found.unwrap_or(0.0) - wanted.unwrap_or(0.0)).abs() < 1e-4, "{found:?} {wanted:?}");
                     assert_eq!(found.is_some(), wanted.is_some());
                 }
@@ -438,7 +439,7 @@ fn prompt_logprobs_take_as_many_logits_as_there_are() {
     world.spec.max_logit_rows = 3;
     let config = EngineConfig { max_step_tokens: 100, max_sequences: 8, max_queued: 8, ..EngineConfig::default() };
     world.scheduler = Scheduler::new(&config, &world.spec);
-    let report = ReportParams { prompt_logprobs: true, ..ReportParams::default() };
+    let report = ReportParams { prompt_logprobs: Some(0), ..ReportParams::default() };
     world.submit(Ask { report, ..ask(&[0, 1, 2, 3, 0, 1, 2, 3], 2) });
     world.submit(ask(&[1, 1], 2));
     // Two of eight wait for the decoding sequence's logit from the second step on.
@@ -553,7 +554,11 @@ fn random_ask(rng: &mut Rng, spec: &ModelSpec, earlier: &[Vec<TokenId>]) -> Ask 
         sampling,
         min_tokens: rng.u32(..3),
         stop_tokens: if rng.u8(..3) == 0 { vec![TokenId(rng.u32(..vocab_size))] } else { Vec::new() },
-        report: ReportParams { logprobs: rng.bool(), top_n: rng.u8(..3), prompt_logprobs: rng.u8(..5) == 0 },
+        report: ReportParams {
+            logprobs: rng.bool(),
+            top_n: rng.u8(..3),
+            prompt_logprobs: (rng.u8(..5) == 0).then_some(2),
+        },
         constraint: (rng.u8(..3) == 0).then(|| Box::new(whims) as Box<dyn TokenConstraint>),
     }
 }

@@ -1,11 +1,12 @@
 //! `/v1/chat/completions`.
 
-use super::{SamplingFields, StopReason, StreamOptions, Usage};
+use super::{PromptLogprob, SamplingFields, StopReason, StreamOptions, Usage};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// Body of `POST /v1/chat/completions`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,6 +180,9 @@ pub struct ChatResponse {
     /// Token counts.
     #[serde(default)]
     pub usage: Option<Usage>,
+    /// How the prompt's tokens were foretold (vLLM); left out unless asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<BTreeMap<String, PromptLogprob>>>>,
 }
 
 /// One answer.

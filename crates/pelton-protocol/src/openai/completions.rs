@@ -175,6 +175,26 @@ pub struct CompletionChoice {
     /// The stop text or token that matched; null for end of text.
     #[serde(default)]
     pub stop_reason: Option<StopReason>,
+    /// How the prompt's tokens were foretold (vLLM); left out unless asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<BTreeMap<String, PromptLogprob>>>>,
+}
+
+/// For each token of a prompt the candidates at its place, by token id; null for the first.
+pub type PromptLogprobs = Vec<Option<BTreeMap<String, PromptLogprob>>>;
+
+/// A candidate at a place of a prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PromptLogprob {
+    /// Its log-probability; minus infinity is written as -9999.
+    pub logprob: f32,
+    /// Its place among all tokens, from 1.
+    #[serde(default)]
+    pub rank: Option<u32>,
+    /// Its text.
+    #[serde(default)]
+    pub decoded_token: Option<String>,
 }
 
 /// One event of a streamed completion.

@@ -14,6 +14,7 @@ pub use chat::{
 };
 pub use completions::{
     CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, CompletionResponse, Prompt,
+    PromptLogprob, PromptLogprobs,
 };
 pub use error::{ErrorBody, ErrorCode, ErrorObject};
 pub use models::{ModelCard, ModelList, ModelPermission};

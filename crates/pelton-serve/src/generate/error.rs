@@ -41,6 +41,8 @@ pub enum Field {
     BestOf,
     /// Alternatives per token.
     TopTokens,
+    /// Alternatives per prompt token.
+    PromptTopTokens,
     /// Prompt tokens to keep.
     Truncate,
     /// What to compute with beside the model.
@@ -274,6 +276,7 @@ fn internal_name(field: Field) -> &'static str {
         Field::Choices => "choices",
         Field::BestOf => "best_of",
         Field::TopTokens => "top_tokens",
+        Field::PromptTopTokens => "prompt_top_tokens",
         Field::Truncate => "truncate",
         Field::Adapter => "adapter",
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use pelton_engine::Foretold;
+
 use crate::generate::{GenerateStream, ServeError};
 use crate::metrics::RequestRecord;
 
@@ -13,8 +15,8 @@ pub enum GenerateEvent {
     Prompt {
         /// Number of the prompt.
         prompt: u32,
-        /// Log-probability of each of its tokens, `None` for the first; if asked for.
-        logprobs: Option<Vec<Option<f32>>>,
+        /// How each of its tokens was foretold, `None` for the first; if asked for.
+        logprobs: Option<Vec<Option<Foretold>>>,
     },
     /// A token was generated.
     Token {
@@ -64,7 +66,7 @@ pub enum FinishReason {
 #[derive(Debug)]
 pub struct Generation {
     /// Log-probabilities by prompt, if asked for.
-    pub prompt_logprobs: Vec<Option<Vec<Option<f32>>>>,
+    pub prompt_logprobs: Vec<Option<Vec<Option<Foretold>>>>,
     /// All choices, prompt by prompt.
     pub choices: Vec<Choice>,
     /// Times and counts.

@@ -146,6 +146,7 @@ pub(crate) async fn prepare(
         .map(|(tokens, num_characters)| prepare_prompt(tokens, num_characters, keep, &stopping, limits))
         .collect::<Result<Vec<_>, _>>()?;
 
+    let to_u8 = |count| u8::try_from(count).unwrap_or(u8::MAX);
     let DetailsRequest { logprobs, top_tokens, prompt: prompt_logprobs, skip_special_tokens } = details;
     // A tokenizer may know more tokens than the model.
     let can_come = |token: &u32| !stopping.ignore_eos && *token < limits.vocab_size;
@@ -155,7 +156,7 @@ pub(crate) async fn prepare(
         prompts,
         num_choices: num_choices as u16, // `check_shape` has seen to that.
         sampling,
-        report: ReportParams { logprobs, top_n: u8::try_from(top_tokens).unwrap_or(u8::MAX), prompt_logprobs },
+        report: ReportParams { logprobs, top_n: to_u8(top_tokens), prompt_logprobs: prompt_logprobs.map(to_u8) },
         eos_tokens,
         stop_tokens: stopping.stop_tokens,
         min_tokens: stopping.min_tokens,

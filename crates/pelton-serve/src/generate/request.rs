@@ -144,8 +144,8 @@ pub struct DetailsRequest {
     pub logprobs: bool,
     /// Alternatives for each token.
     pub top_tokens: u32,
-    /// Ids and log-probabilities of the prompt's tokens.
-    pub prompt: bool,
+    /// Log-probabilities of the prompt's tokens, with so many alternatives for each.
+    pub prompt: Option<u32>,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
 }

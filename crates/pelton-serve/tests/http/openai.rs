@@ -118,6 +118,50 @@ async fn completion_logprobs() {
 }
 
 #[tokio::test]
+async fn echoed_prompts_have_alternatives_too() {
+    let server = Setup::alphabet().start().await;
+    let request = json!({"prompt": "abX", "max_tokens": 1, "echo": true, "logprobs": 2});
+    let choice = server.post("/v1/completions", request.clone()).await.ok()["choices"][0].clone();
+    let logprobs = &choice["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["a", "b", "X", "d"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3]));
+    assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    let top = |place: usize| logprobs["top_logprobs"][place].as_object().expect("candidates");
+    assert!(top(1).len() == 2 && top(1)["b"] == logprobs["token_logprobs"][1]);
+    // Nobody foretold the third: it stands beside the two likeliest.
+    assert!(top(2).len() == 3 && top(2)["c"].as_f64() > top(2)["X"].as_f64());
+    assert_eq!(top(2)["X"], logprobs["token_logprobs"][2]);
+
+    let mut request = request;
+    request["stream"] = json!(true);
+    let events = chunks(server.events("/v1/completions", request).await);
+    assert_eq!(events[0]["choices"][0]["logprobs"]["top_logprobs"][2], logprobs["top_logprobs"][2]);
+    assert_eq!(text_of(&events, 0, "/text"), "abXd");
+}
+
+#[tokio::test]
+async fn prompt_logprobs_tell_rank_and_text() {
+    let server = Setup::alphabet().start().await;
+    let request = json!({"prompt": ["abX", "ab"], "max_tokens": 1, "prompt_logprobs": 1});
+    let choices = server.post("/v1/completions", request).await.ok()["choices"].clone();
+    let told = choices[0]["prompt_logprobs"].as_array().expect("a list");
+    assert_eq!(
+        (told.len(), &told[0], choices[1]["prompt_logprobs"].as_array().map(Vec::len)),
+        (3, &Value::Null, Some(2))
+    );
+    assert_eq!(told[1].as_object().map(serde_json::Map::len), Some(1));
+    assert_eq!((&told[1]["98"]["rank"], &told[1]["98"]["decoded_token"]), (&json!(1), &json!("b")));
+    assert_eq!((&told[2]["99"]["rank"], &told[2]["88"]["rank"]), (&json!(1), &json!(2)));
+    assert!(told[2]["88"]["logprob"].as_f64() < told[2]["99"]["logprob"].as_f64());
+
+    let chat = json!({"messages": [{"role": "user", "content": "ab"}], "max_tokens": 1, "prompt_logprobs": 0});
+    let body = server.post("/v1/chat/completions", chat).await.ok();
+    assert_eq!(body["prompt_logprobs"].as_array().map(Vec::len), Some(21));
+    let plain = server.post("/v1/completions", json!({"prompt": "ab", "max_tokens": 1})).await.ok();
+    assert!(plain["choices"][0].get("prompt_logprobs").is_none());
+}
+
+#[tokio::test]
 async fn stop_strings_are_cut_and_named() {
     let server = Setup::alphabet().start().await;
     let request = json!({"prompt": "abc", "max_tokens": 20, "stop": "ghi"});

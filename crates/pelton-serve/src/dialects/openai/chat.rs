@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use super::tool_text::{ToolStep, ToolText};
 use super::tools::{NO_TOOL, Tools, next_call_id};
 use super::{
-    Names, UsageWanted, chosen, finite, id_suffix, refusal_body, refuse, refuse_set, sampling, stop_reason, usage,
-    usage_of, usage_wanted, wire_reason,
+    Names, UsageWanted, chosen, finite, id_suffix, prompt_logprobs, refusal_body, refuse, refuse_set, sampling,
+    stop_reason, usage, usage_of, usage_wanted, wire_reason,
 };
 use crate::dialects::grammar;
 use crate::generate::{
@@ -73,6 +73,8 @@ pub(in crate::dialects) struct Asked {
     stream: bool,
     usage: UsageWanted,
     logprobs: bool,
+    /// Alternatives in the list of the prompt, if that is wanted.
+    prompt_top_tokens: Option<u32>,
     tokens_as_ids: bool,
     /// Set when the answer is a call.
     call_id: Option<String>,
@@ -104,6 +106,7 @@ pub(in crate::dialects) fn parse(
         return Err(ServeError::Conflict { field: "top_logprobs", message });
     }
     let top_tokens = sampling::top_tokens(wire.top_logprobs.unwrap_or(0), server.config().max_logprobs)?;
+    let prompt_top_tokens = sampling::prompt_top_tokens(fields, stream, server.config().max_logprobs)?;
     let max_tokens = wire.max_completion_tokens.or(fields.max_tokens);
     if max_tokens == Some(0) {
         return Err(ServeError::value(Field::MaxTokens, "must be >= 1", 0));
@@ -140,6 +143,7 @@ pub(in crate::dialects) fn parse(
         stream,
         usage,
         logprobs,
+        prompt_top_tokens,
         tokens_as_ids: fields.return_tokens_as_token_ids == Some(true),
         call_id,
         without_tools: None,
@@ -157,7 +161,7 @@ pub(in crate::dialects) fn parse(
         details: DetailsRequest {
             logprobs,
             top_tokens,
-            prompt: false,
+            prompt: prompt_top_tokens,
             skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         },
         grammar,
@@ -283,7 +287,7 @@ async fn whole(
 ) -> Result<Response, ServeError> {
     let (stream, spent) = begin(server, request, &mut asked, arrival).await?;
     let prompts = stream.prompts().to_vec();
-    let Generation { choices, record, .. } = Generation::fold(stream).await?;
+    let Generation { prompt_logprobs: foretold, choices, record } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
     let answer = |(index, choice): (usize, crate::generate::Choice)| ChatChoice {
         index: index as u32,
@@ -301,6 +305,10 @@ async fn whole(
         model: asked.model,
         choices: choices.into_iter().enumerate().map(answer).collect(),
         usage: Some(spent.usage(&record)),
+        prompt_logprobs: asked.prompt_top_tokens.zip(prompts.first()).map(|(top, prompt)| {
+            let foretold = foretold.first().and_then(Option::as_deref).unwrap_or_default();
+            prompt_logprobs(prompt, foretold, top, server.text())
+        }),
     };
     Ok((AppendHeaders(headers), Json(body)).into_response())
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::{AppendHeaders, IntoResponse, Json, Response};
 use http::HeaderMap;
+use pelton_engine::{Foretold, TokenId};
 use pelton_protocol::openai::{
     CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest, CompletionResponse, Prompt as WirePrompt,
 };
@@ -13,8 +14,8 @@ use pelton_protocol::sse::DONE;
 use pelton_text::TextModel;
 
 use super::{
-    UsageWanted, chosen, field_name, finite, id_suffix, refusal_body, refuse, sampling, stop_reason, usage, usage_of,
-    usage_wanted, wire_reason,
+    UsageWanted, chosen, field_name, finite, id_suffix, prompt_logprobs, refusal_body, refuse, sampling, stop_reason,
+    usage, usage_of, usage_wanted, wire_reason,
 };
 use crate::dialects::grammar;
 use crate::generate::{
@@ -55,6 +56,10 @@ struct Asked {
     /// Answers per prompt; the best of those generated.
     n: u32,
     logprobs: bool,
+    /// Alternatives in them.
+    top_tokens: u32,
+    /// Alternatives in the list of the prompt, if that is wanted.
+    prompt_top_tokens: Option<u32>,
     /// Text of each prompt, if the answers shall begin with it.
     echo: Option<Vec<String>>,
     tokens_as_ids: bool,
@@ -89,12 +94,7 @@ fn parse(
         return Err(ServeError::Conflict { field: "best_of", message });
     }
     let top_tokens = logprobs.map(|top| sampling::top_tokens(top, server.config().max_logprobs)).transpose()?;
-    if echo && top_tokens.is_some_and(|top| top > 0) {
-        return Err(ServeError::unsupported(
-            "logprobs",
-            "with `echo` only 0 is possible: prompts have no alternatives",
-        ));
-    }
+    let prompt_top_tokens = sampling::prompt_top_tokens(&fields, stream, server.config().max_logprobs)?;
     if fields.max_tokens == Some(0) && !echo {
         return Err(ServeError::value(Field::MaxTokens, "must be >= 1 (or 0 with `echo`)", 0));
     }
@@ -106,6 +106,8 @@ fn parse(
         usage,
         n,
         logprobs: top_tokens.is_some(),
+        top_tokens: top_tokens.unwrap_or(0),
+        prompt_top_tokens,
         echo: echo.then(|| prompts.iter().map(|prompt| prompt_text(prompt, server.text())).collect()),
         tokens_as_ids: fields.return_tokens_as_token_ids == Some(true),
     };
@@ -121,7 +123,8 @@ fn parse(
         details: DetailsRequest {
             logprobs: asked.logprobs || best_of > n,
             top_tokens: top_tokens.unwrap_or(0),
-            prompt: echo && asked.logprobs,
+            // What is echoed has them too.
+            prompt: prompt_top_tokens.max(top_tokens.filter(|_| echo)),
             skip_special_tokens: fields.skip_special_tokens.unwrap_or(true),
         },
         grammar: grammar::of_fields(&fields)?,
@@ -171,17 +174,18 @@ async fn whole(
     let num_choices = request.num_choices as usize;
     let stream = submit(server, request, arrival).await?;
     let prompts = stream.prompts().to_vec();
-    let Generation { prompt_logprobs, choices, record } = Generation::fold(stream).await?;
+    let Generation { prompt_logprobs: foretold, choices, record } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
 
     let mut answers = Vec::with_capacity(prompts.len() * asked.n as usize);
     for (index, candidates) in choices.chunks(num_choices).enumerate() {
         let echo = asked.echo.as_ref().map(|texts| texts[index].as_str());
+        let foretold = foretold[index].as_deref().unwrap_or_default();
         for choice in best(candidates, asked.n as usize) {
             let logprobs = asked.logprobs.then(|| {
                 let mut list = LogprobList::new(server.text(), asked.tokens_as_ids);
                 if echo.is_some() {
-                    list.push_prompt(&prompts[index], prompt_logprobs[index].as_deref().unwrap_or_default());
+                    list.push_prompt(&prompts[index], foretold, asked.top_tokens);
                 }
                 choice.tokens.iter().for_each(|token| list.push(token));
                 list.logprobs
@@ -192,6 +196,9 @@ async fn whole(
                 logprobs,
                 finish_reason: Some(wire_reason(&choice.reason).into()),
                 stop_reason: stop_reason(&choice.reason),
+                prompt_logprobs: asked
+                    .prompt_top_tokens
+                    .map(|top| prompt_logprobs(&prompts[index], foretold, top, server.text())),
             });
         }
     }
@@ -230,18 +237,28 @@ impl<'a> LogprobList<'a> {
         Self { text, tokens_as_ids, offset: 0, logprobs: CompletionLogprobs::default() }
     }
 
-    fn push_prompt(&mut self, prompt: &PreparedPrompt, logprobs: &[Option<f32>]) {
-        for (token, &logprob) in prompt.tokens.iter().zip(logprobs) {
-            self.push_one(token.0, logprob, None);
+    fn push_prompt(&mut self, prompt: &PreparedPrompt, foretold: &[Option<Foretold>], top: u32) {
+        for (token, foretold) in prompt.tokens.iter().zip(foretold) {
+            match foretold {
+                None => self.push_one(token.0, None, None),
+                Some(Foretold { logprob, top: likeliest, .. }) => {
+                    let likeliest = likeliest.iter().take(top as usize).map(|&(TokenId(id), logprob)| (id, logprob));
+                    let top = self.by_name(likeliest, (token.0, *logprob));
+                    self.push_one(token.0, Some(*logprob), Some(top));
+                }
+            }
         }
     }
 
     fn push(&mut self, token: &GeneratedToken) {
         let sampled = (token.id, token.logprob.unwrap_or(0.0));
-        // The sampled token last: it wins over an alternative of the same text.
-        let top = token.top.iter().copied().chain([sampled]);
-        let top: BTreeMap<_, _> = top.map(|(id, logprob)| (self.name(id), finite(logprob))).collect();
+        let top = self.by_name(token.top.iter().copied(), sampled);
         self.push_one(token.id, token.logprob, Some(top));
+    }
+
+    fn by_name(&self, top: impl Iterator<Item = (u32, f32)>, own: (u32, f32)) -> BTreeMap<String, f32> {
+        // The token itself last: it wins over an alternative of the same text.
+        top.chain([own]).map(|(id, logprob)| (self.name(id), finite(logprob))).collect()
     }
 
     fn push_one(&mut self, id: u32, logprob: Option<f32>, top: Option<BTreeMap<String, f32>>) {
@@ -284,8 +301,14 @@ struct Chunks {
 
 impl Chunks {
     fn new(text: TextModel, mut asked: Asked, stream: &GenerateStream) -> Self {
-        let choice =
-            CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: None, stop_reason: None };
+        let choice = CompletionChoice {
+            index: 0,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            prompt_logprobs: None,
+        };
         let chunk = CompletionChunk {
             id: std::mem::take(&mut asked.id),
             object: "text_completion".into(),
@@ -320,13 +343,13 @@ impl Chunks {
         (piece.logprobs, piece.finish_reason, piece.stop_reason) = (None, None, None);
     }
 
-    fn echo(&mut self, prompt: u32, logprobs: Option<Vec<Option<f32>>>, out: &mut Vec<u8>) {
+    fn echo(&mut self, prompt: u32, foretold: Option<Vec<Option<Foretold>>>, out: &mut Vec<u8>) {
         let Some(echo) = &self.asked.echo else { return };
         let text = echo[prompt as usize].clone();
         for choice in prompt * self.asked.n..(prompt + 1) * self.asked.n {
-            let list = logprobs.as_deref().map(|logprobs| {
+            let list = foretold.as_deref().map(|foretold| {
                 let mut list = self.logprobs(choice);
-                list.push_prompt(&self.prompts[prompt as usize], logprobs);
+                list.push_prompt(&self.prompts[prompt as usize], foretold, self.asked.top_tokens);
                 (list.offset, list.logprobs)
             });
             let (offset, logprobs) = list.map_or((0, None), |(offset, logprobs)| (offset, Some(logprobs)));

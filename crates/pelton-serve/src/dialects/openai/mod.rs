@@ -18,14 +18,16 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode, Uri};
-use pelton_engine::AdapterId;
+use pelton_engine::{AdapterId, Foretold, TokenId};
 use pelton_protocol::openai::{
-    ErrorBody, ErrorCode, ErrorObject, PromptTokensDetails, StopReason, StreamOptions, Usage,
+    ErrorBody, ErrorCode, ErrorObject, PromptLogprob, PromptLogprobs, PromptTokensDetails, StopReason, StreamOptions,
+    Usage,
 };
+use pelton_text::TextModel;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::ServeConfig;
-use crate::generate::{Field, FinishReason, ServeError};
+use crate::generate::{Field, FinishReason, PreparedPrompt, ServeError};
 use crate::metrics::RequestRecord;
 use crate::refusal;
 use crate::server::Server;
@@ -112,6 +114,27 @@ fn usage(num_prompt_tokens: u32, num_generated_tokens: u32) -> Usage {
 fn usage_of(record: &RequestRecord) -> Usage {
     let details = PromptTokensDetails { cached_tokens: record.num_cached_tokens };
     Usage { prompt_tokens_details: Some(details), ..usage(record.num_prompt_tokens, record.num_generated_tokens) }
+}
+
+/// vLLM's list for a prompt: at each place its token and the `top` likeliest, by token id.
+fn prompt_logprobs(
+    prompt: &PreparedPrompt,
+    foretold: &[Option<Foretold>],
+    top: u32,
+    text: &TextModel,
+) -> PromptLogprobs {
+    let entry = |token: TokenId, logprob, rank| {
+        let told =
+            PromptLogprob { logprob: finite(logprob), rank: Some(rank), decoded_token: Some(text.token_text(token.0)) };
+        (token.0.to_string(), told)
+    };
+    let place = |(&token, foretold): (&TokenId, &Option<Foretold>)| {
+        let Foretold { logprob, rank, top: likeliest } = foretold.as_ref()?;
+        let likeliest = likeliest.iter().zip(1..=top).map(|(&(token, logprob), rank)| entry(token, logprob, rank));
+        // The token itself last: its rank is true at ties too.
+        Some(likeliest.chain([entry(token, *logprob, *rank)]).collect())
+    };
+    prompt.tokens.iter().zip(foretold).map(place).collect()
 }
 
 fn wire_reason(reason: &FinishReason) -> &'static str {
@@ -202,6 +225,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Choices => "n",
         Field::BestOf => "best_of",
         Field::TopTokens => "logprobs",
+        Field::PromptTopTokens => "prompt_logprobs",
         Field::Truncate => "truncate_prompt_tokens",
         Field::Adapter => "model",
     }

@@ -11,7 +11,6 @@ use crate::generate::{Defaults, Field, SamplingRequest, ServeError, StoppingRequ
 pub(super) fn refuse_unsupported(fields: &SamplingFields) -> Result<(), ServeError> {
     refuse_set("allowed_token_ids", &fields.allowed_token_ids)?;
     refuse_set("bad_words", &fields.bad_words.as_ref().filter(|words| !words.is_empty()))?;
-    refuse_set("prompt_logprobs", &fields.prompt_logprobs)?;
     refuse_set("use_beam_search", &fields.use_beam_search.filter(|&wanted| wanted))?;
     refuse_set("length_penalty", &fields.length_penalty.filter(|&penalty| penalty != 1.0))?;
     refuse_set("priority", &fields.priority.filter(|&priority| priority != 0))?;
@@ -69,6 +68,19 @@ pub(super) fn stopping(
         include_stop: fields.include_stop_str_in_output == Some(true),
         stop_tokens: fields.stop_token_ids.clone().unwrap_or_default(),
         ignore_eos: fields.ignore_eos == Some(true),
+    }
+}
+
+/// Alternatives wanted for each token of the prompt. The list comes in one piece, so nothing that is streamed has it.
+pub(super) fn prompt_top_tokens(fields: &SamplingFields, stream: bool, max: u32) -> Result<Option<u32>, ServeError> {
+    let Some(asked) = fields.prompt_logprobs else { return Ok(None) };
+    if stream {
+        let message = "`prompt_logprobs` cannot be streamed".into();
+        return Err(ServeError::Conflict { field: "prompt_logprobs", message });
+    }
+    match u32::try_from(asked) {
+        Ok(top) if top <= max => Ok(Some(top)),
+        _ => Err(ServeError::value(Field::PromptTopTokens, format!("must be >= 0 and <= {max}"), asked)),
     }
 }
 

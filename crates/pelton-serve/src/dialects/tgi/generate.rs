@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Json, Response};
-use pelton_engine::AdapterId;
+use pelton_engine::{AdapterId, Foretold};
 use pelton_protocol::tgi::{
     BestOfSequence, Details, FinishReason as WireReason, GenerateParameters, GenerateRequest as WireRequest,
     GenerateResponse, PrefillToken, StreamDetails, StreamResponse, Token,
@@ -133,7 +133,7 @@ pub(in crate::dialects) fn parse(
         details: DetailsRequest {
             logprobs: asked.details || asked.best_of || delivery == Delivery::Stream,
             top_tokens: parameters.top_n_tokens.unwrap_or(0),
-            prompt: asked.prefill,
+            prompt: asked.prefill.then_some(0),
             skip_special_tokens: true,
         },
         grammar,
@@ -252,16 +252,16 @@ pub(in crate::dialects) async fn whole(
 
 fn prefill(
     prompts: &[crate::generate::PreparedPrompt],
-    logprobs: &[Option<Vec<Option<f32>>>],
+    logprobs: &[Option<Vec<Option<Foretold>>>],
     text: &TextModel,
 ) -> Vec<PrefillToken> {
     let (Some(prompt), Some(Some(logprobs))) = (prompts.first(), logprobs.first()) else { return Vec::new() };
     let tokens = prompt.tokens.iter().zip(logprobs);
     tokens
-        .map(|(token, &logprob)| PrefillToken {
+        .map(|(token, foretold)| PrefillToken {
             id: token.0,
             text: text.token_text(token.0),
-            logprob: logprob.map(finite),
+            logprob: foretold.as_ref().map(|foretold| finite(foretold.logprob)),
         })
         .collect()
 }

@@ -98,6 +98,7 @@ fn field_name(field: Field) -> &'static str {
         Field::StopTokens => "stop_token_ids",
         Field::Choices | Field::BestOf => "best_of",
         Field::TopTokens => "top_n_tokens",
+        Field::PromptTopTokens => "decoder_input_details",
         Field::Truncate => "truncate",
         Field::Adapter => "adapter_id",
     }
