@@ -123,7 +123,8 @@ def test_every_parameter_of_text_generation(client):
     assert mean(best) >= mean(best.best_of_sequences[0])
 
 
-def test_endpoint_info_and_health(client):
+def test_endpoint_info_and_health(url):
+    client = InferenceClient(url, provider="hf-inference")
     info = client.get_endpoint_info()
     assert info["max_input_tokens"] < info["max_total_tokens"] and info["version"].startswith("3.3")
     assert client.health_check() is True

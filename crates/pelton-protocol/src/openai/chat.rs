@@ -175,6 +175,9 @@ pub struct ChatResponse {
     /// The model that answered.
     #[serde(default)]
     pub model: String,
+    /// Version of the server and of its container; left out where unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<Cow<'static, str>>,
     /// The answers, by index.
     pub choices: Vec<ChatChoice>,
     /// Token counts.
@@ -242,6 +245,9 @@ pub struct ChatChunk {
     /// The model that answers.
     #[serde(default)]
     pub model: String,
+    /// Version of the server and of its container; left out where unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<Cow<'static, str>>,
     /// Pieces; none in a chunk that holds only usage.
     pub choices: Vec<ChatChunkChoice>,
     /// Token counts, where `stream_options` asks for them; left out otherwise.

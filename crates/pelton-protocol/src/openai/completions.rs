@@ -149,6 +149,9 @@ pub struct CompletionResponse {
     /// The model that answered.
     #[serde(default)]
     pub model: String,
+    /// Version of the server and of its container; left out where unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<Cow<'static, str>>,
     /// Prompt-major: `index = prompt * n + choice`.
     pub choices: Vec<CompletionChoice>,
     /// Token counts.
@@ -213,6 +216,9 @@ pub struct CompletionChunk {
     /// The model that answers.
     #[serde(default)]
     pub model: String,
+    /// Version of the server and of its container; left out where unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_fingerprint: Option<Cow<'static, str>>,
     /// Pieces; none in a chunk that holds only usage.
     pub choices: Vec<CompletionChoice>,
     /// Token counts, where `stream_options` asks for them; left out otherwise.

@@ -26,6 +26,8 @@ async fn completion() {
     let body = answer.ok();
     assert!(body["id"].as_str().expect("an id").starts_with("cmpl-"));
     assert_eq!(body["object"], "text_completion");
+    let fingerprint = body["system_fingerprint"].as_str().expect("a fingerprint");
+    assert!(fingerprint.starts_with("3.3.7+pelton.") && fingerprint.ends_with("-native"), "{fingerprint}");
     assert_eq!(body["model"], "fake");
     assert!(body["created"].as_u64().expect("seconds") > 1_700_000_000);
     let choice = json!({"index": 0, "text": "defg", "logprobs": null, "finish_reason": "length", "stop_reason": null});

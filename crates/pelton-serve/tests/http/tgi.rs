@@ -174,6 +174,17 @@ async fn info_and_tokenize() {
     assert_eq!(info["model_id"], "fake");
     assert_eq!(info["model_sha"], "abc");
     assert_eq!(info["max_total_tokens"], 1024);
+    for (key, value) in [
+        ("max_batch_size", json!(64)),
+        ("max_batch_total_tokens", json!(16_384 * 16)),
+        ("waiting_served_ratio", json!(0.3)),
+        ("max_waiting_tokens", json!(20)),
+        ("model_device_type", json!("cpu")),
+        ("docker_label", Value::Null),
+    ] {
+        assert_eq!(info[key], value, "{key}");
+    }
+    assert!(info["version"].as_str().is_some_and(|version| version.starts_with("3.3.7+pelton.")));
     assert_eq!(info["max_input_tokens"], 1023);
     assert_eq!(info["max_concurrent_requests"], 128);
     let tokens = server.post("/tokenize", json!({"inputs": "a€"})).await.ok();

@@ -17,7 +17,7 @@ use super::tool_text::{ToolStep, ToolText};
 use super::tools::{NO_TOOL, Tools, next_call_id};
 use super::{
     Names, UsageWanted, chosen, finite, id_suffix, prompt_logprobs, refusal_body, refuse, refuse_set, sampling,
-    stop_reason, usage, usage_of, usage_wanted, wire_reason,
+    stop_reason, system_fingerprint, usage, usage_of, usage_wanted, wire_reason,
 };
 use crate::dialects::grammar;
 use crate::generate::{
@@ -303,6 +303,7 @@ async fn whole(
         object: "chat.completion".into(),
         created: unix_seconds(),
         model: asked.model,
+        system_fingerprint: Some(system_fingerprint()),
         choices: choices.into_iter().enumerate().map(answer).collect(),
         usage: Some(spent.usage(&record)),
         prompt_logprobs: asked.prompt_top_tokens.zip(prompts.first()).map(|(top, prompt)| {
@@ -383,6 +384,7 @@ impl Chunks {
             object: "chat.completion.chunk".into(),
             created: unix_seconds(),
             model: std::mem::take(&mut asked.model),
+            system_fingerprint: Some(system_fingerprint()),
             choices: vec![choice],
             usage: None,
         };

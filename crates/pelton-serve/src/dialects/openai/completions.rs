@@ -15,7 +15,7 @@ use pelton_text::TextModel;
 
 use super::{
     UsageWanted, chosen, field_name, finite, id_suffix, prompt_logprobs, refusal_body, refuse, sampling, stop_reason,
-    usage, usage_of, usage_wanted, wire_reason,
+    system_fingerprint, usage, usage_of, usage_wanted, wire_reason,
 };
 use crate::dialects::grammar;
 use crate::generate::{
@@ -207,6 +207,7 @@ async fn whole(
         object: "text_completion".into(),
         created: unix_seconds(),
         model: asked.model,
+        system_fingerprint: Some(system_fingerprint()),
         choices: answers,
         usage: Some(usage_of(&record)),
     };
@@ -314,6 +315,7 @@ impl Chunks {
             object: "text_completion".into(),
             created: unix_seconds(),
             model: std::mem::take(&mut asked.model),
+            system_fingerprint: Some(system_fingerprint()),
             choices: vec![choice],
             usage: None,
         };

@@ -11,7 +11,8 @@ mod tool_text;
 mod tools;
 
 use std::any::Any;
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::State;
@@ -26,6 +27,7 @@ use pelton_protocol::openai::{
 use pelton_text::TextModel;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::VERSION;
 use crate::ServeConfig;
 use crate::generate::{Field, FinishReason, PreparedPrompt, ServeError};
 use crate::metrics::RequestRecord;
@@ -101,6 +103,13 @@ fn refuse_set<T>(field: &'static str, value: &Option<T>) -> Result<(), ServeErro
 }
 
 // Shared by answers.
+
+/// What answers with equal seeds have in common: the server's version and its container's label. Clients of text-generation-inference require it.
+fn system_fingerprint() -> Cow<'static, str> {
+    static FINGERPRINT: LazyLock<String> =
+        LazyLock::new(|| format!("{VERSION}-{}", option_env!("DOCKER_LABEL").unwrap_or("native")));
+    Cow::Borrowed(FINGERPRINT.as_str())
+}
 
 fn usage(num_prompt_tokens: u32, num_generated_tokens: u32) -> Usage {
     Usage {

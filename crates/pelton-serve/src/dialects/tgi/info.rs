@@ -6,11 +6,8 @@ use axum::extract::State;
 use axum::response::Json;
 use pelton_protocol::tgi::Info;
 
+use crate::dialects::VERSION;
 use crate::server::Server;
-
-/// Clients choose by the version which fields they read, so the version of the API stands first; ours follows as a local label, which Python
-/// (PEP 440) and semantic versioning both allow.
-const VERSION: &str = concat!("3.3.7+pelton.", env!("CARGO_PKG_VERSION"));
 
 pub(super) async fn info(State(server): State<Arc<Server>>) -> Json<Info> {
     let (config, limits, engine) = (server.config(), server.limits(), server.engine());
