@@ -62,7 +62,7 @@ def test_every_parameter_of_generate(client):
 def test_chat_and_completion(client):
     from text_generation.types import Message
     answer = client.chat([Message(role="user", content="sort a list")], max_tokens=6, temperature=0.5, top_p=0.9, seed=1)
-    assert answer.choices[0].message.role == "assistant" and answer.usage.completion_tokens <= 6
+    assert answer.choices[0].message.role == "assistant" and answer.usage["completion_tokens"] <= 6
 
 
 def test_unknown_paths_have_their_kind(url):
