@@ -12,8 +12,8 @@ use axum::middleware::map_request_with_state;
 
 use crate::server::Server;
 
-/// What the server says its version is. Clients choose by the version which fields they read, so the version of the API stands first; ours follows as a local label, which Python
-/// (PEP 440) and semantic versioning both allow.
+/// What the server says its version is. Clients choose by it which fields they read, so the version of the API stands first; ours follows as a
+/// local label, which Python (PEP 440) and semantic versioning both allow.
 const VERSION: &str = concat!("3.3.7+pelton.", env!("CARGO_PKG_VERSION"));
 
 /// Routes of all dialects. A path that none has is answered in the words of the one whose prefix it carries.
