@@ -222,7 +222,7 @@ fn template_message(index: usize, message: ChatMessage) -> Result<Value, ServeEr
 }
 
 /// Submits `request`. A model that may call tools and will not is asked again without them, as soon as it says so; what that took is returned as well.
-pub(in crate::dialects) async fn begin(
+async fn begin(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: &mut Asked,
@@ -252,7 +252,7 @@ pub(in crate::dialects) async fn begin(
 
 /// Tokens of a generation that was given up.
 #[derive(Clone, Copy, Default)]
-pub(in crate::dialects) struct Spent {
+struct Spent {
     num_prompt_tokens: u32,
     num_generated_tokens: u32,
     num_cached_tokens: u32,
