@@ -190,7 +190,7 @@ fn engine(
             ..SamplingParams::default()
         },
         // Every token of that dialect comes with its log-probability.
-        report: ReportParams { logprobs: true, top_n: sampling.top_n_tokens.unwrap_or(0), prompt_logprobs: false },
+        report: ReportParams { logprobs: true, top_n: sampling.top_n_tokens.unwrap_or(0), prompt_logprobs: None },
     };
     let mut measure = || -> Result<()> {
         for &size in &batches.sizes {
