@@ -69,6 +69,8 @@ impl BatchEngine {
             max_sequences: u32::try_from(spec.max_logit_rows).unwrap_or(u32::MAX),
             max_queued: 0,
             prefix_cache: false,
+            // Each step is to compute one token of each sequence.
+            speculate: 0,
             ..EngineConfig::default()
         };
         start(model, config).map(Self)

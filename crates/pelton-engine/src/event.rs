@@ -91,4 +91,8 @@ pub struct Timeline {
     pub num_cached_tokens: u32,
     /// How often the sequence lost its blocks and was computed again.
     pub num_preemptions: u32,
+    /// Tokens that were guessed and computed before they were sampled.
+    pub num_drafted_tokens: u32,
+    /// Those of them that were sampled then: each saved a step.
+    pub num_accepted_tokens: u32,
 }

@@ -1,9 +1,11 @@
 //! Sequences, scheduling, KV accounting, sampling: tokens in, tokens out. This crate has never seen a string.
 //!
 //! [`start`] spawns the engine thread; an [`EngineHandle`] takes requests and gives [`TokenStream`]s. Reading order: `handle` and
-//! `stream` are the door, `thread` is the loop, `scheduler` decides what a step computes, `kv` counts blocks, `sampling` picks tokens.
+//! `stream` are the door, `thread` is the loop, `scheduler` decides what a step computes, `drafting` guesses tokens that it can verify,
+//! `kv` counts blocks, `sampling` picks tokens.
 #![forbid(unsafe_code)]
 mod batch;
+mod drafting;
 mod event;
 mod fake;
 mod handle;
@@ -24,6 +26,6 @@ pub use event::{FinishReason, Foretold, SampledToken, SequenceError, Timeline, T
 pub use fake::{FakeConfig, FakeModel};
 pub use handle::{EngineHandle, ReportParams, SequenceRequest, ShutdownOutcome, StoppingParams, SubmitError};
 pub use sampling::{ConstraintError, Ending, SamplingParams, TokenConstraint, TokenMask, Watermark};
-pub use start::{EngineConfig, Newcomers, StartError, start};
+pub use start::{EngineConfig, MAX_SPECULATE, Newcomers, StartError, start};
 pub use stats::EngineGauges;
 pub use stream::TokenStream;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use pelton_backend::{AdapterId, TokenId};
 
+use crate::drafting::Drafter;
 use crate::event::SampledToken;
 use crate::kv::{BlockTable, KvBlocks};
 use crate::scheduler::{Finished, Outcome, Started};
@@ -53,6 +54,7 @@ impl Group {
 /// ```
 ///
 /// A sequence without blocks is waiting; its `num_computed` is zero. It may have generated tokens: preemption keeps them.
+/// From plan to commit, drafts may stand behind what is known: tokens that the step computes as if they had been sampled.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
@@ -61,7 +63,9 @@ pub(crate) struct Sequence {
     /// Where the engine thread keeps this sequence's stream.
     pub(crate) seat: usize,
     pub(crate) group: Arc<Group>,
+    /// Known tokens, then drafts.
     tokens: Vec<TokenId>,
+    num_drafts: u32,
     num_computed: u32,
     pub(crate) table: BlockTable,
     /// Log-probabilities of the prompt's tokens found so far, if asked for. A preempted sequence keeps them.
@@ -69,6 +73,10 @@ pub(crate) struct Sequence {
     /// Prompt tokens found in the prefix cache; known once the sequence was first admitted.
     num_cached_tokens: Option<u32>,
     num_preemptions: u32,
+    /// Where tokens are drafted at all.
+    drafter: Option<Box<Drafter>>,
+    num_drafted: u32,
+    num_accepted: u32,
     is_over: bool,
     /// What may be said next. Locked by whoever samples the sequence, and nobody else at that time.
     pub(crate) constraint: Option<Mutex<Box<dyn TokenConstraint>>>,
@@ -92,10 +100,14 @@ impl Sequence {
             table: BlockTable::new(group.adapter),
             group,
             tokens: prompt,
+            num_drafts: 0,
             num_computed: 0,
             prompt_logprobs,
             num_cached_tokens: None,
             num_preemptions: 0,
+            drafter: None,
+            num_drafted: 0,
+            num_accepted: 0,
             is_over: false,
             constraint: constraint.map(Mutex::new),
         }
@@ -103,11 +115,12 @@ impl Sequence {
 
     /// Prompt and generated tokens.
     pub(crate) fn tokens(&self) -> &[TokenId] {
-        &self.tokens
+        self.tokens_with(0)
     }
 
-    pub(crate) fn generated(&self) -> &[TokenId] {
-        &self.tokens[self.group.num_prompt_tokens as usize..]
+    /// Known tokens and the first `num_drafts` drafts: what is known once these are accepted.
+    pub(crate) fn tokens_with(&self, num_drafts: u32) -> &[TokenId] {
+        &self.tokens[..(self.num_known() + num_drafts) as usize]
     }
 
     pub(crate) fn num_generated(&self) -> u32 {
@@ -115,7 +128,17 @@ impl Sequence {
     }
 
     pub(crate) fn num_known(&self) -> u32 {
-        self.tokens.len() as u32
+        self.tokens.len() as u32 - self.num_drafts
+    }
+
+    #[cfg(test)]
+    pub(crate) fn num_drafts(&self) -> u32 {
+        self.num_drafts
+    }
+
+    /// The draft behind the first `index`.
+    pub(crate) fn draft(&self, index: u32) -> Option<TokenId> {
+        self.tokens.get((self.num_known() + index) as usize).copied()
     }
 
     pub(crate) fn num_computed(&self) -> u32 {
@@ -183,7 +206,46 @@ impl Sequence {
         kv.publish(&mut self.table, &self.tokens, self.num_computed);
     }
 
-    /// Appends a sampled token, which may be the last one. Without one the sequence is over.
+    /// From now on tokens can be drafted.
+    pub(crate) fn enable_drafts(&mut self) {
+        self.drafter = Some(Box::new(Drafter::new()));
+    }
+
+    /// Finds out what may come next, before any draft of a step. Done for every step that samples, drafts or not: that is how guesses
+    /// are judged.
+    pub(crate) fn look_ahead(&mut self) {
+        debug_assert_eq!(self.num_drafts, 0, "drafts do not outlive their step");
+        if let Some(drafter) = &mut self.drafter {
+            drafter.look(&self.tokens);
+        }
+    }
+
+    /// The next draft and its chance, if those before it are right. `None` where there is no guess, and where a draft would be of no
+    /// use: the last token of a sequence needs no row of its own, so neither a stop token nor one at the length limit is drafted, and
+    /// accepted drafts never end a sequence.
+    pub(crate) fn next_draft(&self) -> Option<(TokenId, f32)> {
+        let stopping = &self.group.stopping;
+        if self.num_generated() + self.num_drafts + 1 >= stopping.max_tokens {
+            return None;
+        }
+        let guess = self.drafter.as_ref()?.guess(&self.tokens, self.num_drafts)?;
+        (!stopping.stop_tokens.contains(&guess.0)).then_some(guess)
+    }
+
+    /// Adds [`Self::next_draft`].
+    pub(crate) fn push_draft(&mut self, draft: TokenId) {
+        self.tokens.push(draft);
+        self.num_drafts += 1;
+        self.num_drafted += 1;
+    }
+
+    /// Forgets the drafts that were not accepted.
+    pub(crate) fn drop_drafts(&mut self) {
+        self.tokens.truncate(self.num_known() as usize);
+        self.num_drafts = 0;
+    }
+
+    /// Appends a sampled token, which may be the last one; it takes the place of the first draft. Without one the sequence is over.
     pub(crate) fn take_sample(&mut self, token: Result<SampledToken, SequenceError>) -> Outcome {
         let mut outcome = Outcome { seat: self.seat, started: None, token, finished: None };
         let Ok(token) = &outcome.token else {
@@ -194,7 +256,17 @@ impl Sequence {
             let prompt_logprobs = self.group.report.prompt_logprobs.map(|_| std::mem::take(&mut self.prompt_logprobs));
             outcome.started = Some(Started { num_cached_tokens: self.num_cached_tokens(), prompt_logprobs });
         }
-        self.tokens.push(token.id);
+        let num_known = self.num_known() as usize;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.learn(&self.tokens[..num_known], token.id);
+        }
+        if self.draft(0) == Some(token.id) {
+            self.num_drafts -= 1;
+            self.num_accepted += 1;
+        } else {
+            self.drop_drafts();
+            self.tokens.push(token.id);
+        }
         let stopping = &self.group.stopping;
         let reason = if stopping.stop_tokens.contains(&token.id) {
             FinishReason::StopToken(token.id)
@@ -210,6 +282,8 @@ impl Sequence {
             num_generated_tokens: self.num_generated(),
             num_cached_tokens: self.num_cached_tokens(),
             num_preemptions: self.num_preemptions,
+            num_drafted_tokens: self.num_drafted,
+            num_accepted_tokens: self.num_accepted,
         });
         outcome
     }

@@ -8,6 +8,9 @@ use pelton_model::Model;
 use crate::handle::{EngineThread, Shared, admission};
 use crate::{EngineGauges, EngineHandle, thread};
 
+/// Most of [`EngineConfig::speculate`]. A guess for the seventeenth token hardly ever holds.
+pub const MAX_SPECULATE: u32 = 16;
+
 /// Limits of an engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineConfig {
@@ -23,6 +26,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// When those who wait may join those who run.
     pub newcomers: Newcomers,
+    /// Tokens that may be guessed for a sequence and verified in one step, at most [`MAX_SPECULATE`]; zero guesses none. What sequences
+    /// say does not depend on it. Guesses take rows and logits that a step has left, as long as they seem worth their time.
+    pub speculate: u32,
 }
 
 /// When sequences that never ran may join those that run: once they are many enough or have waited long enough.
@@ -43,7 +49,7 @@ impl Newcomers {
 }
 
 impl Default for EngineConfig {
-    /// Steps of 256 tokens, 128 sequences at once and as many waiting, prompts found again, newcomers let in at once.
+    /// Steps of 256 tokens, 128 sequences at once and as many waiting, prompts found again, newcomers let in at once, no guesses.
     fn default() -> Self {
         Self {
             max_step_tokens: 256,
@@ -51,6 +57,7 @@ impl Default for EngineConfig {
             max_queued: 128,
             prefix_cache: true,
             newcomers: Newcomers::AT_ONCE,
+            speculate: 0,
         }
     }
 }
@@ -61,6 +68,9 @@ pub enum StartError {
     /// A limit of the configuration or of the model is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// More guesses than a sequence may have in a step.
+    #[error("speculate is {0}, limit is {MAX_SPECULATE}")]
+    Speculate(u32),
     /// The operating system gave no thread.
     #[error("cannot start the engine thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -82,6 +92,9 @@ pub fn start(model: Box<dyn Model>, config: EngineConfig) -> Result<EngineHandle
         if limit == 0 {
             return Err(StartError::Zero(what));
         }
+    }
+    if config.speculate > MAX_SPECULATE {
+        return Err(StartError::Speculate(config.speculate));
     }
     let shared = Arc::new(Shared {
         spec,

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use crate::start::MAX_SPECULATE;
+
 /// Written by the engine thread alone, once per step (`Relaxed`), but for `alive`, which [`crate::start`] sets before there is a
 /// thread; read by metrics, health and info.
 #[derive(Debug, Default)]
@@ -28,4 +30,11 @@ pub struct EngineGauges {
     pub prefix_hit_tokens: AtomicU64,
     /// Sequences that lost their blocks.
     pub preemptions: AtomicU64,
+    /// Rounds of drafting: a sequence in a step, with at least one drafted token.
+    pub drafts: AtomicU64,
+    /// Tokens drafted.
+    pub drafted_tokens: AtomicU64,
+    /// Rounds of sampling (a sequence in a step) by the drafted tokens that were accepted: at index 0 those that gave one token and no
+    /// more.
+    pub samples_by_accepted: [AtomicU64; MAX_SPECULATE as usize + 1],
 }

@@ -161,6 +161,7 @@ impl<'a> Engine<'a> {
         self.sampler.sample(&self.plan, self.scheduler.running(), &logits, &mut self.samples);
         self.scheduler.commit(&self.plan, &mut self.samples, &mut self.outcomes);
         let sampled_at = Instant::now();
+        self.scheduler.observe(&self.plan, sampled_at - started_at);
 
         // Counts first: whoever reads an event finds counts that include it.
         let gauges = &self.shared.gauges;
@@ -186,6 +187,11 @@ impl<'a> Engine<'a> {
         gauges.prefix_queried_tokens.store(counters.prefix_queried_tokens, Ordering::Relaxed);
         gauges.prefix_hit_tokens.store(counters.prefix_hit_tokens, Ordering::Relaxed);
         gauges.preemptions.store(counters.preemptions, Ordering::Relaxed);
+        gauges.drafts.store(counters.drafts, Ordering::Relaxed);
+        gauges.drafted_tokens.store(counters.drafted_tokens, Ordering::Relaxed);
+        for (gauge, count) in gauges.samples_by_accepted.iter().zip(counters.samples_by_accepted) {
+            gauge.store(count, Ordering::Relaxed);
+        }
     }
 
     fn send(&mut self, outcome: Outcome, sampled_at: Instant) {
@@ -221,6 +227,8 @@ impl<'a> Engine<'a> {
             num_generated_tokens: finished.num_generated_tokens,
             num_cached_tokens: finished.num_cached_tokens,
             num_preemptions: finished.num_preemptions,
+            num_drafted_tokens: finished.num_drafted_tokens,
+            num_accepted_tokens: finished.num_accepted_tokens,
         };
         // The place is free before the reader hears of it, so that the next request of a reader finds it.
         if let Some(client) = self.leave(seat) {

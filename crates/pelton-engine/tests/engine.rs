@@ -23,6 +23,7 @@ const CONFIG: EngineConfig = EngineConfig {
     max_queued: 8,
     prefix_cache: true,
     newcomers: Newcomers::AT_ONCE,
+    speculate: 0,
 };
 
 fn fake() -> FakeConfig {
@@ -161,6 +162,43 @@ fn a_scripted_answer_arrives_in_order_with_its_timeline() {
 }
 
 #[test]
+fn guesses_save_steps_and_change_nothing() {
+    // The script repeats itself after sixteen tokens, so that a sequence is guessed right from its second round on.
+    let speculating = engine(EngineConfig { speculate: 4, ..CONFIG }, fake());
+    let plain = engine(CONFIG, fake());
+    let mut asked = request(3, 200);
+    asked.report = ReportParams { logprobs: true, top_n: 2, prompt_logprobs: Some(1) };
+    asked.stopping.stop_tokens = vec![TokenId(15)];
+    asked.stopping.min_tokens = 120;
+    for (temperature, frequency_penalty) in [(0.0, 0.0), (20.0, 0.0), (0.0, 0.5), (1000.0, 0.3)] {
+        asked.sampling = SamplingParams { temperature, frequency_penalty, seed: 3, ..SamplingParams::default() };
+        let [guessed, told] = [&speculating, &plain].map(|engine| read(submit_one(engine, asked.clone())));
+        assert_eq!((guessed.tokens, guessed.reason), (told.tokens, told.reason), "temperature {temperature}");
+        assert_eq!(guessed.prompt_logprobs, told.prompt_logprobs);
+        let Timeline { num_generated_tokens, num_drafted_tokens, num_accepted_tokens, .. } = guessed.timeline;
+        assert_eq!(num_generated_tokens, told.timeline.num_generated_tokens);
+        assert!(num_accepted_tokens <= num_drafted_tokens);
+        if temperature == 0.0 && frequency_penalty == 0.0 {
+            assert!(num_accepted_tokens > 80, "{num_accepted_tokens} of {num_drafted_tokens}");
+        }
+        assert_eq!((told.timeline.num_drafted_tokens, told.timeline.num_accepted_tokens), (0, 0));
+    }
+    let counts = |engine: &EngineHandle| {
+        let gauges = engine.gauges();
+        let by_accepted: Vec<u64> =
+            gauges.samples_by_accepted.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        let accepted = (0..).zip(&by_accepted).map(|(accepted, count)| accepted * count).sum::<u64>();
+        let tokens = accepted + by_accepted.iter().sum::<u64>();
+        (gauges.steps.load(Ordering::Relaxed), gauges.drafted_tokens.load(Ordering::Relaxed), accepted, tokens)
+    };
+    let ((steps, drafted, accepted, tokens), (plain_steps, _, _, plain_tokens)) =
+        (counts(&speculating), counts(&plain));
+    assert_eq!(tokens, plain_tokens);
+    assert_eq!(steps + accepted, plain_steps, "alone, each accepted token saves a step");
+    assert!(drafted >= accepted && accepted > 80);
+}
+
+#[test]
 fn stop_tokens_end_a_sequence_and_are_sent() {
     let engine = engine(CONFIG, fake());
     let mut asked = request(2, 100);
@@ -234,6 +272,8 @@ fn configurations_without_room_are_refused() {
     assert!(matches!(refused, Err(StartError::Zero("max_sequences"))));
     let refused = start(Box::new(FakeModel::new(FakeConfig { num_blocks: 0, ..fake() })), CONFIG);
     assert_eq!(refused.unwrap_err().to_string(), "the model's num_blocks must be at least 1");
+    let refused = start(Box::new(FakeModel::new(fake())), EngineConfig { speculate: 17, ..CONFIG });
+    assert_eq!(refused.unwrap_err().to_string(), "speculate is 17, limit is 16");
 }
 
 #[test]
@@ -553,7 +593,7 @@ fn steps_cost_what_they_are_said_to_cost() {
 
 #[test]
 fn readers_that_come_and_go_on_many_threads_leave_nothing_behind() {
-    let config = EngineConfig { max_step_tokens: 24, max_sequences: 6, max_queued: 10, ..EngineConfig::default() };
+    let config = EngineConfig { max_step_tokens: 24, max_sequences: 6, max_queued: 10, speculate: 3, ..CONFIG };
     let engine = engine(config, FakeConfig { num_blocks: 12, block_tokens: 4, ..fake() });
     std::thread::scope(|scope| {
         for reader in 0..4u64 {

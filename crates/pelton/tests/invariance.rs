@@ -23,16 +23,23 @@ struct Settings {
     prefix_cache: bool,
     kv_tokens: usize,
     quantize: Option<Quantize>,
+    speculate: u32,
 }
 
-const ROOMY: Settings =
-    Settings { max_step_tokens: 128, max_sequences: 64, prefix_cache: true, kv_tokens: 40_000, quantize: None };
+const ROOMY: Settings = Settings {
+    max_step_tokens: 128,
+    max_sequences: 64,
+    prefix_cache: true,
+    kv_tokens: 40_000,
+    quantize: None,
+    speculate: 0,
+};
 
 fn engine(settings: Settings) -> EngineHandle {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let options = LoadOptions {
         max_step_rows: settings.max_step_tokens as usize,
-        max_logit_rows: settings.max_sequences as usize,
+        max_logit_rows: (settings.max_sequences * (1 + settings.speculate)) as usize,
         max_positions: Some(512),
         quantize: settings.quantize,
         kv_budget: KvBudget::Tokens(settings.kv_tokens),
@@ -45,6 +52,7 @@ fn engine(settings: Settings) -> EngineHandle {
         max_sequences: settings.max_sequences,
         max_queued: 256,
         prefix_cache: settings.prefix_cache,
+        speculate: settings.speculate,
         ..EngineConfig::default()
     };
     pelton_engine::start(Box::new(decoder), config).unwrap()
@@ -152,4 +160,69 @@ fn prefix_hits_change_nothing() {
         assert_eq!(read(&mut streams[0]).0, cold);
     }
     end(&engine);
+}
+
+/// What is said with guesses, and how many of them were made and accepted: long answers to prompts that repeat themselves, greedy and
+/// drawn, penalised, several choices of one.
+fn repeating(settings: Settings) -> (Vec<Answer>, u32, u32) {
+    let engine = engine(settings);
+    let requests = (0..24u32).map(|index| {
+        let period = 5 + index % 7;
+        let prompt = (0..60 + index).map(|at| TokenId(300 + index / 2 * 31 + at % period)).collect();
+        let temperature = if index % 2 == 0 { 0.0 } else { 0.4 };
+        let frequency_penalty = if index % 3 == 0 { 0.02 } else { 0.0 };
+        let sampling =
+            SamplingParams { temperature, frequency_penalty, seed: u64::from(index), ..SamplingParams::default() };
+        SequenceRequest {
+            prompt,
+            sampling,
+            stopping: StoppingParams { max_tokens: MAX_TOKENS * 4, ..StoppingParams::default() },
+            report: ReportParams {
+                logprobs: true,
+                prompt_logprobs: (index % 5 == 0).then_some(0),
+                ..ReportParams::default()
+            },
+            adapter: None,
+            constraint: None,
+            num_choices: 1 + u16::from(index % 4 == 1),
+        }
+    });
+    let streams: Vec<_> = requests.flat_map(|request| engine.submit(request).unwrap()).collect();
+    let (mut drafted, mut accepted) = (0, 0);
+    let answers = streams.into_iter().map(|mut stream| {
+        let mut answer = Answer::new();
+        loop {
+            match stream.blocking_next().expect("the engine goes on") {
+                TokenEvent::Started { .. } => {}
+                TokenEvent::Token(token) => answer.push((token.id, token.logprob.expect("asked for").to_bits())),
+                TokenEvent::Failed(error) => panic!("{error}"),
+                TokenEvent::Finished { timeline, .. } => {
+                    drafted += timeline.num_drafted_tokens;
+                    accepted += timeline.num_accepted_tokens;
+                    return answer;
+                }
+            }
+        }
+    });
+    let answers = answers.collect();
+    end(&engine);
+    (answers, drafted, accepted)
+}
+
+#[test]
+fn guesses_change_nothing() {
+    for quantize in [None, Some(Quantize::Int8)] {
+        let settings = Settings { quantize, ..ROOMY };
+        let (plain, drafted, _) = repeating(settings);
+        assert_eq!(drafted, 0);
+        for speculating in [
+            Settings { speculate: 1, ..settings },
+            Settings { speculate: 4, max_sequences: 3, ..settings },
+            Settings { speculate: 8, max_sequences: 12, max_step_tokens: 64, kv_tokens: 600, ..settings },
+        ] {
+            let (answers, drafted, accepted) = repeating(speculating);
+            assert_eq!(answers, plain, "{quantize:?}, {} guesses", speculating.speculate);
+            assert!(accepted > 0 && accepted < drafted, "{accepted} of {drafted}");
+        }
+    }
 }

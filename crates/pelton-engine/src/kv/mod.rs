@@ -118,6 +118,15 @@ impl KvBlocks {
         }
     }
 
+    /// Frees what `table` has beyond `num_tokens` positions: nothing of it was published.
+    pub(crate) fn shrink(&mut self, table: &mut BlockTable, num_tokens: u32) {
+        while table.num_blocks() > self.blocks_for(num_tokens)
+            && let Some(block) = table.pop()
+        {
+            self.pool.release(block, Reuse::First);
+        }
+    }
+
     /// Frees all of `table`. The tail goes first: what comes later in a sequence is less likely to be asked for again, and of no
     /// use without what came before.
     pub(crate) fn give_back(&mut self, table: &mut BlockTable) {

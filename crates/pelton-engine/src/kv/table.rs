@@ -4,7 +4,7 @@ use pelton_backend::{AdapterId, BlockId};
 
 use super::prefix::NodeId;
 
-/// Append only, until all blocks are given back.
+/// Append only, until all blocks are given back, but for blocks at the end that nothing was computed in for good.
 #[derive(Debug, Default)]
 pub(crate) struct BlockTable {
     /// What its blocks are computed with beside the model.
@@ -31,6 +31,12 @@ impl BlockTable {
 
     pub(super) fn push(&mut self, block: BlockId) {
         self.blocks.push(block);
+    }
+
+    /// The last block, which must not be published.
+    pub(super) fn pop(&mut self) -> Option<BlockId> {
+        assert!(self.num_published < self.num_blocks(), "others may use what is published");
+        self.blocks.pop()
     }
 
     pub(super) fn num_published(&self) -> u32 {

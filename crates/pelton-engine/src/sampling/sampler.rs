@@ -32,8 +32,8 @@ pub(crate) struct Sampler {
 #[derive(Debug, Default)]
 struct SpanSamples {
     prompt_logprobs: Vec<Foretold>,
-    /// `None` where nothing is sampled.
-    token: Option<Result<SampledToken, SequenceError>>,
+    /// Empty where nothing is sampled.
+    tokens: Vec<Result<SampledToken, SequenceError>>,
 }
 
 impl Sampler {
@@ -50,6 +50,7 @@ impl Sampler {
         samples: &mut StepSamples,
     ) {
         samples.tokens.clear();
+        samples.num_tokens.clear();
         samples.prompt_logprobs.clear();
         assert_eq!(
             logits.len(),
@@ -63,6 +64,7 @@ impl Sampler {
             num_rows += span.num_logits() as usize;
         }
         if num_rows == 0 {
+            samples.num_tokens.resize(plan.spans.len(), 0);
             return;
         }
         let workers = logits.workers();
@@ -84,13 +86,23 @@ impl Sampler {
                     sequence.group.report.prompt_logprobs.unwrap_or(0),
                 ));
             }
-            let row = if planned.samples { logits.next() } else { None };
-            result.token = row.map(|row| sampler.sample(row, sequence));
+            // Row by row, each as if the drafts before it had been sampled: the first that was not makes the rest worthless.
+            result.tokens.clear();
+            let sampled_rows = logits.take((planned.num_logits() - planned.num_prompt_logits) as usize);
+            for (row, num_accepted) in sampled_rows.zip(0..) {
+                let token = sampler.sample(row, sequence, num_accepted);
+                let is_accepted = token.as_ref().is_ok_and(|token| sequence.draft(num_accepted) == Some(token.id));
+                result.tokens.push(token);
+                if !is_accepted {
+                    break;
+                }
+            }
         });
         for span in &spans[..plan.spans.len()] {
             let span = &mut *lock(span);
             samples.prompt_logprobs.append(&mut span.prompt_logprobs);
-            samples.tokens.extend(span.token.take());
+            samples.num_tokens.push(span.tokens.len() as u32);
+            samples.tokens.append(&mut span.tokens);
         }
     }
 }
@@ -145,12 +157,18 @@ impl RowSampler {
         top.collect()
     }
 
-    /// Samples the token that follows `sequence`, and tells it to the sequence's constraint. `logits`: `[vocab]`.
-    pub(crate) fn sample(&mut self, logits: &[f32], sequence: &Sequence) -> Result<SampledToken, SequenceError> {
+    /// Samples the token that follows `sequence` and its first `num_drafts` drafts, and tells it to the sequence's constraint, which knows
+    /// of these drafts. `logits`: `[vocab]`.
+    pub(crate) fn sample(
+        &mut self,
+        logits: &[f32],
+        sequence: &Sequence,
+        num_drafts: u32,
+    ) -> Result<SampledToken, SequenceError> {
         let params = &sequence.group.sampling;
         let report = sequence.group.report;
         let reports = report.logprobs || report.top_n > 0;
-        let is_changed = self.process(logits, sequence)?;
+        let is_changed = self.process(logits, sequence, num_drafts)?;
         let Self { row, survey, candidates, .. } = self;
         let row = if is_changed { row.as_slice() } else { logits };
         // One pass for both sums, unless they are of different rows.
@@ -164,7 +182,7 @@ impl RowSampler {
         let id = if params.is_greedy() {
             survey.likeliest(row)
         } else {
-            let uniform = uniform(params.seed, sequence.choice, sequence.num_known());
+            let uniform = uniform(params.seed, sequence.choice, sequence.num_known() + num_drafts);
             draw(row, survey, params, uniform, candidates)
         };
         let id = id.ok_or(SequenceError::NoToken)?;
@@ -184,12 +202,14 @@ impl RowSampler {
     }
 
     /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
-    fn process(&mut self, logits: &[f32], sequence: &Sequence) -> Result<bool, SequenceError> {
+    fn process(&mut self, logits: &[f32], sequence: &Sequence, num_drafts: u32) -> Result<bool, SequenceError> {
         let params = &sequence.group.sampling;
         let stopping = &sequence.group.stopping;
         let repetition = params.repetition_penalty != 1.0;
         let occurrence = params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
-        let too_short = sequence.num_generated() < stopping.min_tokens && !stopping.stop_tokens.is_empty();
+        let tokens = sequence.tokens_with(num_drafts);
+        let generated = &tokens[sequence.group.num_prompt_tokens as usize..];
+        let too_short = (generated.len() as u32) < stopping.min_tokens && !stopping.stop_tokens.is_empty();
         let following = sequence.constraint.as_ref();
         let is_penalized = repetition || occurrence || !params.logit_bias.is_empty();
         if !is_penalized && !too_short && following.is_none() && params.watermark.is_none() {
@@ -197,17 +217,17 @@ impl RowSampler {
         }
         self.row.clear();
         self.row.extend_from_slice(logits);
-        if let (Some(watermark), Some(&previous)) = (params.watermark, sequence.tokens().last()) {
+        if let (Some(watermark), Some(&previous)) = (params.watermark, tokens.last()) {
             watermark.add(&mut self.row, previous);
         }
         processors::add_bias(&mut self.row, &params.logit_bias);
         if repetition {
-            let tokens = sequence.tokens().iter().copied();
+            let tokens = tokens.iter().copied();
             processors::penalize_repetition(&mut self.row, tokens, params.repetition_penalty, &mut self.counts);
         }
         if occurrence {
             let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
-            processors::penalize_occurrence(&mut self.row, sequence.generated(), frequency, presence, &mut self.counts);
+            processors::penalize_occurrence(&mut self.row, generated, frequency, presence, &mut self.counts);
         }
         if let Some(following) = following {
             let vocab_size = logits.len();
@@ -243,7 +263,7 @@ mod tests {
     }
 
     fn sample(logits: &[f32], sequence: &Sequence) -> Result<SampledToken, SequenceError> {
-        RowSampler::new(logits.len()).sample(logits, sequence)
+        RowSampler::new(logits.len()).sample(logits, sequence, 0)
     }
 
     fn plain(sampling: SamplingParams) -> Sequence {
@@ -311,10 +331,10 @@ mod tests {
             let mut sampler = RowSampler::new(500);
             for _ in 0..200 {
                 let logits: Vec<f32> = (0..500).map(|_| random.f32() * 4.0).collect();
-                let token = sampler.sample(&logits, &sequence);
+                let token = sampler.sample(&logits, &sequence, 0);
                 sequence.take_sample(token);
             }
-            sequence.generated().to_vec()
+            sequence.tokens()[2..].to_vec()
         };
         assert!(watermark.z_score(&say(Some(watermark))) > 6.0);
         assert!(watermark.z_score(&say(None)).abs() < 4.0);

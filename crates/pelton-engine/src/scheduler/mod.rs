@@ -8,21 +8,26 @@ mod policy;
 mod tests;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use pelton_model::ModelSpec;
 
+use crate::drafting::StepCost;
 use crate::event::{FinishReason, Foretold, SampledToken, SequenceError};
 use crate::kv::{KvBlocks, PrefixHits};
 use crate::sequence::{Sequence, SequenceId};
-use crate::start::{EngineConfig, Newcomers};
+use crate::start::{EngineConfig, MAX_SPECULATE, Newcomers};
 
+use plan::PlannedSpan;
 pub(crate) use plan::StepPlan;
 
 /// What was sampled in a step, in the order of its spans. Reused from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct StepSamples {
-    /// One for each span that samples.
+    /// Of each span that samples one, and one more for each draft that was right; an error comes last.
     pub(crate) tokens: Vec<Result<SampledToken, SequenceError>>,
+    /// How many of them are of which span; none of those that do not sample.
+    pub(crate) num_tokens: Vec<u32>,
     /// `num_prompt_logits` of each span.
     pub(crate) prompt_logprobs: Vec<Foretold>,
 }
@@ -51,6 +56,8 @@ pub(crate) struct Finished {
     pub(crate) num_generated_tokens: u32,
     pub(crate) num_cached_tokens: u32,
     pub(crate) num_preemptions: u32,
+    pub(crate) num_drafted_tokens: u32,
+    pub(crate) num_accepted_tokens: u32,
 }
 
 /// Counts since the start.
@@ -59,6 +66,11 @@ pub(crate) struct Counters {
     pub(crate) prefix_queried_tokens: u64,
     pub(crate) prefix_hit_tokens: u64,
     pub(crate) preemptions: u64,
+    /// Spans with drafts.
+    pub(crate) drafts: u64,
+    pub(crate) drafted_tokens: u64,
+    /// Spans that sampled, by the drafts accepted.
+    pub(crate) samples_by_accepted: [u64; MAX_SPECULATE as usize + 1],
 }
 
 /// All sequences and all blocks.
@@ -70,6 +82,8 @@ pub(crate) struct Scheduler {
     newcomers: Newcomers,
     /// Steps since a newcomer joined.
     steps_without_newcomer: u32,
+    max_drafts: u32,
+    step_cost: StepCost,
     kv: KvBlocks,
     /// Sequences with blocks, in order of arrival.
     running: Vec<Sequence>,
@@ -96,6 +110,8 @@ impl Scheduler {
             max_sequences: config.max_sequences.min(max_rows).min(max_logits) as usize,
             newcomers: config.newcomers,
             steps_without_newcomer: 0,
+            max_drafts: config.speculate,
+            step_cost: StepCost::new(),
             kv: KvBlocks::new(spec.num_blocks, spec.block_tokens, config.prefix_cache),
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -105,7 +121,10 @@ impl Scheduler {
     }
 
     /// Takes a sequence in; it waits.
-    pub(crate) fn add(&mut self, sequence: Sequence) {
+    pub(crate) fn add(&mut self, mut sequence: Sequence) {
+        if self.max_drafts > 0 {
+            sequence.enable_drafts();
+        }
         policy::insert_waiting(&mut self.waiting, sequence);
     }
 
@@ -140,7 +159,7 @@ impl Scheduler {
         self.counters
     }
 
-    /// Decides the next step: rows for everyone who runs, as the budget and the blocks allow, then newcomers.
+    /// Decides the next step: rows for everyone who runs, as the budget and the blocks allow, then newcomers, then drafts.
     ///
     /// When there is work, there is at least one row. Nothing but [`Scheduler::commit`] may come next.
     pub(crate) fn plan(&mut self, plan: &mut StepPlan) {
@@ -163,29 +182,41 @@ impl Scheduler {
         if self.counters.preemptions == preemptions_before {
             self.admit(plan, &mut budget);
         }
+        if self.max_drafts > 0 {
+            self.draft(plan, &mut budget);
+        }
         plan.lay_out(&self.running, self.kv.block_tokens());
     }
 
     /// Books the step: computed rows, sampled tokens, finished sequences. `samples` is used up; `outcomes` gets one entry for each
-    /// span that sampled.
+    /// token that was sampled.
     pub(crate) fn commit(&mut self, plan: &StepPlan, samples: &mut StepSamples, outcomes: &mut Vec<Outcome>) {
         outcomes.clear();
         let mut tokens = samples.tokens.drain(..);
         let mut prompt_logprobs = samples.prompt_logprobs.drain(..);
         let mut any_over = false;
-        for span in &plan.spans {
+        for (span, num_tokens) in plan.spans.iter().zip(samples.num_tokens.drain(..)) {
             let sequence = &mut self.running[span.running_index];
             assert_eq!(sequence.id, span.id, "a plan is committed before anything else happens");
             for logprob in prompt_logprobs.by_ref().take(span.num_prompt_logits as usize) {
                 sequence.push_prompt_logprob(logprob);
             }
-            sequence.advance(span.num_rows);
+            assert_eq!(num_tokens > 0, span.samples, "who samples has a token");
+            outcomes.extend(tokens.by_ref().take(num_tokens as usize).map(|token| sequence.take_sample(token)));
+            any_over |= sequence.is_over();
+            // What was computed for other tokens than were sampled does not count: the next steps write over it.
+            let num_accepted = num_tokens.saturating_sub(1);
+            sequence.drop_drafts();
+            sequence.advance(span.num_rows - span.num_drafts + num_accepted);
             sequence.publish_to(&mut self.kv);
+            if span.num_drafts > 0 {
+                let num_known = sequence.num_known();
+                self.kv.shrink(&mut sequence.table, num_known);
+            }
             if span.samples {
-                let token = tokens.next().expect("one sample for each span that samples");
-                let outcome = sequence.take_sample(token);
-                any_over |= sequence.is_over();
-                outcomes.push(outcome);
+                self.counters.drafts += u64::from(span.num_drafts > 0);
+                self.counters.drafted_tokens += u64::from(span.num_drafts);
+                self.counters.samples_by_accepted[num_accepted as usize] += 1;
             }
         }
         if any_over {
@@ -243,6 +274,47 @@ impl Scheduler {
                 assert!(self.kv.grow(&mut self.running[at].table), "there are blocks for whoever is admitted");
             }
             self.push(plan, budget, at, wanted, is_first);
+        }
+    }
+
+    /// Lets who samples draft tokens, as long as the step has rows, logits and free blocks left, and a row is worth its time.
+    ///
+    /// That is so when the step gets more done in its time with the row than without it: `chance / cost of a row` exceeds
+    /// `what the step gets done / cost of the step`, a row that is no draft being worth one. Few sequences draft far, many draft what is
+    /// nearly certain, and who guesses badly drafts nothing.
+    fn draft(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
+        let mut rows: f64 = plan.spans.iter().map(|span| f64::from(span.num_rows)).sum();
+        let overhead = self.step_cost.overhead_rows();
+        let mut worth = rows;
+        for span in plan.spans.iter_mut().filter(|span| span.samples) {
+            let sequence = &mut self.running[span.running_index];
+            sequence.look_ahead();
+            let mut chance = 1.0;
+            while span.num_drafts < self.max_drafts.min(budget.rows).min(budget.logits)
+                && let Some((draft, next_chance)) = sequence.next_draft()
+            {
+                chance *= f64::from(next_chance);
+                let end = sequence.num_known() + span.num_drafts + 1;
+                if chance * (overhead + rows) <= worth
+                    || self.kv.blocks_for(end) > sequence.table.num_blocks() && !self.kv.grow(&mut sequence.table)
+                {
+                    break;
+                }
+                sequence.push_draft(draft);
+                span.num_drafts += 1;
+                rows += 1.0;
+                worth += chance;
+            }
+            span.num_rows += span.num_drafts;
+            budget.rows -= span.num_drafts;
+            budget.logits -= span.num_drafts;
+        }
+    }
+
+    /// Learns what rows cost from the time that a step took. Pieces of prompts would mislead: their rows have no logits.
+    pub(crate) fn observe(&mut self, plan: &StepPlan, took: Duration) {
+        if self.max_drafts > 0 && plan.spans.iter().all(PlannedSpan::is_decode) {
+            self.step_cost.observe(plan.batch.num_rows() as u32, took);
         }
     }
 
@@ -315,7 +387,10 @@ impl Scheduler {
         assert!(self.waiting.iter().is_sorted_by(|a, b| a.id < b.id), "waiting in order of arrival");
         assert!(self.running.len() <= self.max_sequences);
         for sequence in &self.running {
+            assert!(sequence.num_drafts() <= self.max_drafts);
             assert!(sequence.gap() >= 1 && !sequence.is_over(), "whoever runs has something to compute");
+            let num_tokens = sequence.num_known() + sequence.num_drafts();
+            assert!(sequence.table.num_blocks() <= self.kv.blocks_for(num_tokens), "no block too many");
             let room = sequence.table.num_blocks() * self.kv.block_tokens();
             assert!(sequence.num_computed() <= room, "what is computed is in blocks");
         }

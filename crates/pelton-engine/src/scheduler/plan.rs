@@ -24,11 +24,14 @@ pub(crate) struct PlannedSpan {
     /// Index among the running sequences, until the step is committed.
     pub(crate) running_index: usize,
     pub(crate) num_rows: u32,
+    /// Drafted tokens among them: the last rows.
+    pub(crate) num_drafts: u32,
     /// Position of the prompt token that the first of the prompt's logits foretell.
     pub(crate) first_foretold: u32,
     /// Logits wanted for the prompt's log-probabilities; they come before the one for sampling.
     pub(crate) num_prompt_logits: u32,
-    /// Whether the last row is the newest token's, so that a token is sampled.
+    /// Whether the newest token is among the rows, so that a token is sampled; then one more from each draft's row, as long as
+    /// drafts are accepted.
     pub(crate) samples: bool,
     /// Whether this is the sequence's first step.
     pub(crate) is_first: bool,
@@ -54,6 +57,7 @@ impl StepPlan {
             seat: sequence.seat,
             running_index,
             num_rows,
+            num_drafts: 0,
             first_foretold: first_wanted + 1,
             num_prompt_logits,
             samples,
@@ -67,7 +71,7 @@ impl StepPlan {
         for span in &self.spans {
             let sequence = &running[span.running_index];
             let computed = sequence.num_computed();
-            let tokens = &sequence.tokens()[computed as usize..][..span.num_rows as usize];
+            let tokens = &sequence.tokens_with(span.num_drafts)[computed as usize..][..span.num_rows as usize];
             let rows = self.batch.push_span(tokens, computed, sequence.table.blocks(), block_tokens);
             rows.adapter = sequence.group.adapter;
             // The last rows of a span are those whose logits are wanted.
@@ -80,7 +84,12 @@ impl StepPlan {
 impl PlannedSpan {
     /// Rows whose logits are wanted: the last ones of the span.
     pub(crate) fn num_logits(&self) -> u32 {
-        self.num_prompt_logits + u32::from(self.samples)
+        self.num_prompt_logits + u32::from(self.samples) + self.num_drafts
+    }
+
+    /// Whether it computes sampled tokens and nothing else.
+    pub(super) fn is_decode(&self) -> bool {
+        self.samples && self.num_rows == 1 + self.num_drafts
     }
 }
 
@@ -90,6 +99,9 @@ impl fmt::Display for StepPlan {
         for (span, rows) in self.spans.iter().zip(&self.batch.spans) {
             let first = rows.context_len - rows.num_rows;
             write!(f, " #{} {}..{}{}", span.id.0, first, rows.context_len, if span.samples { "!" } else { "" })?;
+            if span.num_drafts > 0 {
+                write!(f, "{}?", span.num_drafts)?;
+            }
         }
         Ok(())
     }

@@ -6,10 +6,14 @@ use fastrand::Rng;
 use pelton_backend::{BlockId, StepBatch, TokenId, Workers};
 use pelton_model::{Logits, ModelSpec};
 
+mod drafts;
+
 use super::*;
 use crate::sampling::{RowSampler, Sampler};
 use crate::sequence::Group;
-use crate::{ConstraintError, Ending, ReportParams, SamplingParams, StoppingParams, TokenConstraint, TokenMask};
+use crate::{
+    ConstraintError, Ending, ReportParams, SamplingParams, StoppingParams, TokenConstraint, TokenMask, Watermark,
+};
 
 /// A model that remembers: what it stores at a position is a hash of the token there and of everything that it finds stored at the
 /// positions before, and its logits are a hash of that. A wrong block, a stale one, or one row left out changes what it says.
@@ -83,7 +87,7 @@ impl Alone {
                 stored.push(memory);
                 rows.push(logits_of(memory, vocab_size).collect());
             }
-            let sample = sampler.sample(&rows[rows.len() - 1], &sequence);
+            let sample = sampler.sample(&rows[rows.len() - 1], &sequence, 0);
             alone.tokens.extend(sample.clone());
             if let Some(finished) = sequence.take_sample(sample).finished {
                 alone.reason = finished.reason;
@@ -129,6 +133,8 @@ struct World {
     said: Vec<Vec<SampledToken>>,
     is_open: Vec<bool>,
     num_finished: usize,
+    /// What a step of so many rows takes.
+    took: fn(u32) -> Duration,
 }
 
 /// What a test asks for, with everything else at rest.
@@ -196,6 +202,7 @@ impl World {
             said: Vec::new(),
             is_open: Vec::new(),
             num_finished: 0,
+            took: |rows| Duration::from_millis(8 + u64::from(rows)),
         }
     }
 
@@ -254,6 +261,13 @@ impl World {
         seats.sort_unstable();
         seats.dedup();
         assert_eq!(seats.len(), plan.spans.len(), "one span each: {plan}");
+        for span in plan.spans.iter().filter(|span| span.num_drafts > 0) {
+            let sequence = &self.scheduler.running[span.running_index];
+            let stopping = &sequence.group.stopping;
+            assert!(sequence.num_generated() + span.num_drafts < stopping.max_tokens, "a row for nothing: {plan}");
+            let mut drafts = (0..span.num_drafts).map(|index| sequence.draft(index));
+            assert!(drafts.all(|draft| draft.is_some_and(|draft| !stopping.stop_tokens.contains(&draft))), "{plan}");
+        }
     }
 
     /// One step; everything said is compared with what was expected.
@@ -264,6 +278,7 @@ impl World {
         self.sampler.sample(&self.plan, self.scheduler.running(), &logits, &mut self.samples);
         self.scheduler.commit(&self.plan, &mut self.samples, &mut self.outcomes);
         self.scheduler.check_integrity();
+        self.scheduler.observe(&self.plan, (self.took)(self.plan.batch.num_rows() as u32));
         for outcome in self.outcomes.drain(..) {
             let (expected, said) = (&self.expected[outcome.seat], &mut self.said[outcome.seat]);
             assert!(self.is_open[outcome.seat], "nothing comes after the end");
@@ -536,6 +551,9 @@ fn random_ask(rng: &mut Rng, spec: &ModelSpec, earlier: &[Vec<TokenId>]) -> Ask 
     prompt.extend((0..rng.usize(1..8)).map(|_| TokenId(rng.u32(..vocab_size))));
     prompt.truncate(room - 1);
     let mut sampling = SamplingParams { seed: rng.u64(..), ..SamplingParams::default() };
+    if rng.u8(..4) == 0 {
+        sampling.watermark = Some(Watermark { gamma: 0.5, delta: 1.0 });
+    }
     if rng.bool() {
         sampling.temperature = 0.2 + rng.f32();
         sampling.top_k = rng.u32(..3);
@@ -585,8 +603,13 @@ fn random_schedule(seed: u64) -> (Counters, usize) {
             0 => Newcomers { waiting_served_ratio: rng.f32() * 2.0, max_waiting_steps: rng.u32(..9) },
             _ => Newcomers::AT_ONCE,
         },
+        speculate: if rng.bool() { rng.u32(1..7) } else { 0 },
     };
     let mut world = World::new(config, spec.clone());
+    // Rows are free, cost a little, or all there is.
+    let costs: [fn(u32) -> Duration; 3] =
+        [|_| Duration::from_millis(9), world.took, |rows| Duration::from_millis(rows.into())];
+    world.took = costs[rng.usize(..3)];
     let mut prompts = Vec::new();
     let mut num_tokens = 0;
     for _ in 0..120 {
@@ -612,12 +635,16 @@ fn random_schedule(seed: u64) -> (Counters, usize) {
 #[test]
 fn random_schedules_say_what_each_sequence_says_alone() {
     let (mut preemptions, mut hits, mut finished) = (0, 0, 0);
+    let (mut drafted, mut accepted) = (0, 0);
     for seed in 0..400 {
         let (counters, num_finished) = random_schedule(seed);
         preemptions += counters.preemptions;
         hits += counters.prefix_hit_tokens;
         finished += num_finished;
+        drafted += counters.drafted_tokens;
+        accepted += (0..).zip(counters.samples_by_accepted).map(|(accepted, times)| accepted * times).sum::<u64>();
     }
     // Otherwise these schedules show nothing.
     assert!(preemptions > 1000 && hits > 10_000 && finished > 4000, "{preemptions} {hits} {finished}");
+    assert!(accepted > 1000 && drafted > accepted + 1000, "{accepted} of {drafted}");
 }

@@ -357,6 +357,7 @@ impl Tracker {
         self.reached_length |= *reason == FinishReason::Length;
         if let Some(timeline) = timeline {
             self.scheduled(timeline.scheduled_at);
+            self.record.num_accepted_tokens += timeline.num_accepted_tokens;
             let first = timeline.first_token_at;
             self.record.first_token_at = Some(self.record.first_token_at.map_or(first, |seen| seen.min(first)));
         }
@@ -389,6 +390,7 @@ impl Drop for Tracker {
             prompt_tokens = record.num_prompt_tokens,
             cached_tokens = record.num_cached_tokens,
             generated_tokens = record.num_generated_tokens,
+            accepted_tokens = record.num_accepted_tokens,
             queue_ms = ms(record.queue()),
             ttft_ms = record.time_to_first_token().map(ms),
             total_ms = ms(record.total()),
@@ -464,6 +466,7 @@ mod tests {
             num_prompt_tokens: 1,
             num_cached_tokens: 0,
             num_generated_tokens: 0,
+            num_accepted_tokens: 0,
             max_tokens: NUM_TOKENS,
             num_sequences,
         };

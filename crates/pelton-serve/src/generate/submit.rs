@@ -46,6 +46,7 @@ pub(crate) async fn submit(
         num_prompt_tokens: prepared.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum(),
         num_cached_tokens: 0,
         num_generated_tokens: 0,
+        num_accepted_tokens: 0,
         max_tokens: prepared.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0),
         num_sequences,
     };

@@ -6,6 +6,7 @@
 mod histogram;
 mod record;
 mod registry;
+mod speculation;
 mod tgi;
 mod vllm;
 

@@ -38,6 +38,8 @@ pub struct RequestRecord {
     pub num_cached_tokens: u32,
     /// Tokens generated, over all choices.
     pub num_generated_tokens: u32,
+    /// Those of them that were guessed and verified, over the choices that the engine ended (not those cut at a stop string).
+    pub num_accepted_tokens: u32,
     /// Tokens that each choice was allowed.
     pub max_tokens: u32,
     /// Sequences: prompts times choices.
@@ -117,6 +119,7 @@ mod tests {
             num_prompt_tokens: 3,
             num_cached_tokens: 0,
             num_generated_tokens: 8,
+            num_accepted_tokens: 0,
             max_tokens: 4,
             num_sequences: 2,
         };

@@ -8,6 +8,7 @@ use pelton_engine::EngineGauges;
 
 use super::histogram::{Histogram, exponential, linear};
 use super::registry::{CacheShape, Counters, Series, header, sample};
+use super::speculation::Accepted;
 use crate::Limits;
 
 pub(crate) fn series(limits: &Limits) -> Vec<Series> {
@@ -84,6 +85,15 @@ pub(crate) fn render(counters: &Counters, gauges: &EngineGauges, cache: CacheSha
     ] {
         sample("tgi_request_failure", &format!("err=\"{reason}\""), counter.load(Relaxed), out);
     }
+
+    let name = "tgi_request_skipped_tokens";
+    header(name, "Guessed tokens accepted, for each sequence in each step that gave it a token.", "summary", out);
+    let accepted = Accepted::read(gauges);
+    for quantile in [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0] {
+        sample(name, &format!("quantile=\"{quantile}\""), accepted.quantile(quantile), out);
+    }
+    sample("tgi_request_skipped_tokens_sum", "", accepted.sum(), out);
+    sample("tgi_request_skipped_tokens_count", "", accepted.count(), out);
 
     header("tgi_queue_size", "Waiting sequences.", "gauge", out);
     sample("tgi_queue_size", "", gauges.waiting.load(Relaxed), out);

@@ -8,6 +8,7 @@ use pelton_engine::EngineGauges;
 
 use super::histogram::{Histogram, one_two_five};
 use super::registry::{CacheShape, Counters, Series, header, sample};
+use super::speculation::Accepted;
 use crate::Limits;
 
 /// Bounds of the gap histogram, in seconds.
@@ -127,8 +128,20 @@ pub(crate) fn render(counters: &Counters, gauges: &EngineGauges, cache: CacheSha
     counter("vllm:num_preemptions_total", "Sequences that lost their blocks.", &gauges.preemptions);
     counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up.", &gauges.prefix_queried_tokens);
     counter("vllm:prefix_cache_hits_total", "Prompt tokens found.", &gauges.prefix_hit_tokens);
+    counter("vllm:spec_decode_num_drafts_total", "Rounds of guessing: a sequence in a step.", &gauges.drafts);
+    counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed.", &gauges.drafted_tokens);
     counter("pelton:steps_total", "Steps computed.", &gauges.steps);
     counter("pelton:step_rows_total", "Rows computed, over all steps.", &gauges.rows);
+
+    let accepted = Accepted::read(gauges);
+    let name = "vllm:spec_decode_num_accepted_tokens_total";
+    header(name, "Guessed tokens accepted.", "counter", out);
+    sample(name, labels, accepted.sum(), out);
+    let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+    header(name, "Guessed tokens accepted, by place in their round.", "counter", out);
+    for position in 0..gauges.samples_by_accepted.len() - 1 {
+        sample(name, &format!("{labels},position=\"{position}\""), accepted.at(position), out);
+    }
 
     let name = "vllm:request_success_total";
     header(name, "Ended requests by reason.", "counter", out);

@@ -1,14 +1,14 @@
 //! More work than fits, clients that go away, and what is counted of it all.
 
 use http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
-use crate::support::{Events, Setup, letters, parse};
+use crate::support::{Answer, Events, Setup, letters, parse};
 
 const LONG: u32 = 1000;
 
-fn long_stream() -> serde_json::Value {
+fn long_stream() -> Value {
     json!({"inputs": "abc", "parameters": {"max_new_tokens": LONG}})
 }
 
@@ -154,4 +154,41 @@ async fn metrics_tell_of_requests_under_both_naming_tables() {
     declared.sort_unstable();
     declared.dedup();
     assert_eq!(declared.len(), count);
+}
+
+#[tokio::test]
+async fn guesses_leave_the_stream_as_it_is_and_are_counted() {
+    let asked = || json!({"inputs": "abc", "parameters": {"max_new_tokens": 200}});
+    let (plain, guessing) = (Setup::alphabet(), Setup::alphabet().engine(|engine| engine.speculate = 4));
+    let (plain, guessing) = (plain.start().await, guessing.start().await);
+    let tokens =
+        |events: Vec<String>| -> Vec<Value> { events.iter().map(|event| parse(event)["token"].clone()).collect() };
+    let told = tokens(guessing.events("/generate_stream", asked()).await);
+    assert_eq!(told, tokens(plain.events("/generate_stream", asked()).await));
+    assert_eq!(told.len(), 200, "one event for each token");
+
+    let metrics = |answer: Answer| String::from_utf8(answer.body.to_vec()).expect("text");
+    let value = |text: &str, series: &str| -> u64 {
+        let line =
+            text.lines().find(|line| line.starts_with(series)).unwrap_or_else(|| panic!("no {series} in {text}"));
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    };
+    let text = metrics(guessing.get("/metrics").await);
+    let accepted = value(&text, "tgi_request_skipped_tokens_sum");
+    assert!(accepted > 80, "the alphabet repeats itself: {accepted}");
+    assert_eq!(value(&text, "tgi_request_skipped_tokens_count") + accepted, 200);
+    assert_eq!(value(&text, "tgi_request_skipped_tokens{quantile=\"1\"}"), 4);
+    assert_eq!(value(&text, "vllm:spec_decode_num_accepted_tokens_total"), accepted);
+    assert!(value(&text, "vllm:spec_decode_num_draft_tokens_total") >= accepted);
+    let rounds = value(&text, "vllm:spec_decode_num_drafts_total");
+    assert!(rounds >= accepted / 4 && rounds < 200);
+    let at = |position| {
+        let series = "vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name=\"fake\",engine=\"0\"";
+        value(&text, &format!("{series},position=\"{position}\"}}"))
+    };
+    assert_eq!((0..16).map(at).sum::<u64>(), accepted);
+
+    let text = metrics(plain.get("/metrics").await);
+    assert_eq!(value(&text, "tgi_request_skipped_tokens_sum") + value(&text, "vllm:spec_decode_num_drafts_total"), 0);
+    assert_eq!(value(&text, "tgi_request_skipped_tokens_count"), 200);
 }

@@ -78,9 +78,15 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
                 waiting_served_ratio: args.batching.waiting_served_ratio,
                 max_waiting_steps: args.batching.max_waiting_tokens,
             },
+            speculate: args.batching.speculate,
         },
     )
     .context("cannot start the engine")?;
+    if args.batching.speculate > 0 {
+        let most = args.batching.speculate;
+        let what = format!("speculation: up to {most} tokens are guessed for each sequence and verified in one step");
+        say(program, &what);
+    }
     let config = serve_config(&args, &loaded.name, &loaded.dtype);
     let pool = TextPool::new(
         loaded.text,
@@ -271,7 +277,7 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str, program: Program
     let options = LoadOptions {
         block_tokens: BLOCK_TOKENS as usize,
         max_step_rows,
-        max_logit_rows: max_step_rows.min(args.batching.max_batch_size as usize),
+        max_logit_rows: args.batching.max_logit_rows(),
         max_positions: args.limits.max_total_tokens.map(|tokens| tokens as usize),
         kv_budget: match args.batching.max_batch_total_tokens {
             Some(tokens) => KvBudget::Tokens(tokens as usize),
@@ -321,7 +327,7 @@ fn fake(args: &ServeArgs, program: Program) -> Result<Loaded> {
         block_tokens: BLOCK_TOKENS,
         max_positions,
         max_step_rows,
-        max_logit_rows: max_step_rows.min(args.batching.max_batch_size as usize),
+        max_logit_rows: args.batching.max_logit_rows(),
         // Scripted adapters tell the script from further on.
         num_adapters: args.adapters.lora_adapters.0.len(),
         fail_at_step: None,

@@ -1,6 +1,7 @@
 //! Which sequences are computed together, and how many tokens of them.
 
 use clap::Args;
+use pelton_engine::MAX_SPECULATE;
 
 /// Tokens of a step, unless told otherwise: near where a larger step stops making prompts faster on CPUs.
 const STEP_TOKENS: u32 = 256;
@@ -37,6 +38,11 @@ pub struct BatchArgs {
     /// Forget computed prompts instead of finding them again when another prompt begins the same. PREFIX_CACHING=0 does that too.
     #[arg(long, env = "DISABLE_PREFIX_CACHING", value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub disable_prefix_caching: bool,
+
+    /// Tokens guessed for each sequence and verified in one step, where what it says repeats the prompt or itself; 0 guesses none.
+    /// Answers stay the same, bit for bit. More makes such texts faster, with few users above all; it costs memory for logits.
+    #[arg(long, env = "SPECULATE", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_SPECULATE)))]
+    pub speculate: u32,
 }
 
 impl BatchArgs {
@@ -44,6 +50,12 @@ impl BatchArgs {
     pub fn step_tokens(&self) -> u32 {
         let total = self.max_batch_total_tokens.unwrap_or(u32::MAX);
         self.max_batch_prefill_tokens.unwrap_or(STEP_TOKENS.min(total))
+    }
+
+    /// Rows of a step whose logits can be asked for: one for each sequence and one for each guess.
+    pub fn max_logit_rows(&self) -> usize {
+        let rows = u64::from(self.max_batch_size) * u64::from(1 + self.speculate);
+        rows.min(self.step_tokens().into()) as usize
     }
 }
 
