@@ -134,6 +134,7 @@ mod tests {
         --huggingface-hub-cache --weights-cache-override --disable-custom-kernels --cuda-memory-fraction --rope-scaling --rope-factor \
         --json-output --cors-allow-origin --api-key --watermark-gamma --watermark-delta --ngrok \
         --ngrok-authtoken --ngrok-edge --tokenizer-config-path --disable-grammar-support --env --max-client-batch-size --lora-adapters \
+        --speculate --otlp-endpoint --otlp-service-name \
         --usage-stats --disable-usage-stats --disable-crash-reports --payload-limit --enable-prefill-logprobs \
         --graceful-termination-timeout";
 
