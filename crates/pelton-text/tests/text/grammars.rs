@@ -197,23 +197,23 @@ fn what_is_no_grammar_is_told() {
     assert!(matches!(model.grammar(&Grammar::JsonSchema("x".repeat(200_000))), Err(GrammarError::TooLong { .. })));
 }
 
-/// Reads `grammar` and follows it for some tokens on a thread as small as those of an engine; says how long the slowest step took.
-fn endure(grammar: &Grammar) -> Duration {
+/// How long it took to read `grammar`, and the slowest of the steps that followed it, on a thread as small as those of an engine.
+fn endure(grammar: &Grammar) -> (Duration, Duration) {
     let started = Instant::now();
     let grammar = grammar.clone();
     // A stack as those of a text pool.
     let reader = std::thread::Builder::new().stack_size(16 << 20).spawn(move || TextModel::bytes().grammar(&grammar));
     let read = reader.expect("a thread").join().expect("no grammar breaks a thread");
-    let mut slowest = started.elapsed();
-    let Ok(mut matcher) = read else { return slowest };
+    let reading = started.elapsed();
+    let Ok(mut matcher) = read else { return (reading, Duration::ZERO) };
     let follow = std::thread::spawn(move || {
         let mut rng = Rng::with_seed(1);
+        let mut slowest = Duration::ZERO;
         for _ in 0..50 {
             let started = Instant::now();
             let mut allowed = Vec::new();
-            let ending = matcher.next(|words| {
-                allowed.extend((0..256u32).filter(|token| words[*token as usize / 32] >> (token % 32) & 1 == 1))
-            });
+            let is_set = |words: &[u32], token: u32| words[token as usize / 32] >> (token % 32) & 1 == 1;
+            let ending = matcher.next(|words| allowed.extend((0..256).filter(|&token| is_set(words, token))));
             if ending.is_err() || allowed.is_empty() {
                 break;
             }
@@ -225,7 +225,7 @@ fn endure(grammar: &Grammar) -> Duration {
         }
         slowest
     });
-    follow.join().expect("no grammar breaks a thread")
+    (reading, follow.join().expect("no grammar breaks a thread"))
 }
 
 #[test]
@@ -255,11 +255,13 @@ fn hostile_grammars_cost_a_bounded_time() {
         schema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}})),
         schema(json!({"type": "number", "multipleOf": 0.000_001, "minimum": -1e30, "maximum": 1e30})),
     ] {
-        let slowest = endure(&grammar);
+        let (reading, slowest_step) = endure(&grammar);
+        let name: String = format!("{grammar:?}").chars().take(80).collect();
+        println!("{reading:?} to read, {slowest_step:?} a step: {name}");
+        // Some hundred times what an idle machine takes.
         assert!(
-            slowest < Duration::from_secs(20),
-            "{slowest:?} for {}",
-            format!("{grammar:?}").chars().take(80).collect::<String>()
+            reading < Duration::from_secs(30) && slowest_step < Duration::from_secs(5),
+            "{reading:?}, {slowest_step:?}: {name}"
         );
     }
 }
