@@ -39,7 +39,7 @@ fn engine(settings: Settings) -> EngineHandle {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let options = LoadOptions {
         max_step_rows: settings.max_step_tokens as usize,
-        max_logit_rows: (settings.max_sequences * (1 + settings.speculate)) as usize,
+        max_logit_rows: (settings.max_sequences * (1 + settings.speculate)).min(settings.max_step_tokens) as usize,
         max_positions: Some(512),
         quantize: settings.quantize,
         kv_budget: KvBudget::Tokens(settings.kv_tokens),
