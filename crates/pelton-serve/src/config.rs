@@ -54,10 +54,6 @@ pub struct ServeConfig {
     pub max_client_batch_size: u32,
     /// Tokenizer threads, for `/info`; the pool is made by the caller.
     pub validation_workers: u32,
-    /// Share of running sequences that must be waiting before they interrupt the running ones; for `/info`.
-    pub waiting_served_ratio: f32,
-    /// Steps after which waiting sequences are not held back any more; for `/info`.
-    pub max_waiting_tokens: u32,
     /// Limit of a request's body in bytes.
     pub payload_limit: usize,
     /// Tokens generated for TGI requests that do not say; `None` fills the context.
@@ -108,8 +104,6 @@ impl Default for ServeConfig {
             max_total_tokens: None,
             max_client_batch_size: 4,
             validation_workers: 2,
-            waiting_served_ratio: 0.3,
-            max_waiting_tokens: 20,
             payload_limit: 2_000_000,
             default_max_new_tokens: None,
             compat_return_full_text: false,

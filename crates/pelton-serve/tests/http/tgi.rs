@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::StatusCode;
+use pelton_engine::Newcomers;
 use serde_json::{Value, json};
 
 use crate::support::{END_OF_TEXT, Setup, letters, parse, whole};
@@ -169,7 +170,12 @@ async fn truncate_keeps_the_end_of_the_prompt() {
 
 #[tokio::test]
 async fn info_and_tokenize() {
-    let server = Setup::alphabet().serve(|serve| serve.model_sha = Some("abc".into())).start().await;
+    let newcomers = Newcomers { waiting_served_ratio: 0.5, max_waiting_steps: 7 };
+    let server = Setup::alphabet()
+        .serve(|serve| serve.model_sha = Some("abc".into()))
+        .engine(|engine| engine.newcomers = newcomers)
+        .start()
+        .await;
     let info = server.get("/info").await.ok();
     assert_eq!(info["model_id"], "fake");
     assert_eq!(info["model_sha"], "abc");
@@ -177,8 +183,8 @@ async fn info_and_tokenize() {
     for (key, value) in [
         ("max_batch_size", json!(64)),
         ("max_batch_total_tokens", json!(16_384 * 16)),
-        ("waiting_served_ratio", json!(0.3)),
-        ("max_waiting_tokens", json!(20)),
+        ("waiting_served_ratio", json!(0.5)),
+        ("max_waiting_tokens", json!(7)),
         ("model_device_type", json!("cpu")),
         ("docker_label", Value::Null),
     ] {

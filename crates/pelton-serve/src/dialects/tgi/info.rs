@@ -11,6 +11,7 @@ use crate::server::Server;
 
 pub(super) async fn info(State(server): State<Arc<Server>>) -> Json<Info> {
     let (config, limits, engine) = (server.config(), server.limits(), server.engine());
+    let newcomers = engine.config().newcomers;
     let cache_tokens = u64::from(engine.spec().num_blocks) * u64::from(engine.spec().block_tokens);
     Json(Info {
         model_id: config.model_id.clone(),
@@ -23,9 +24,9 @@ pub(super) async fn info(State(server): State<Arc<Server>>) -> Json<Info> {
         max_stop_sequences: config.max_stop_sequences,
         max_input_tokens: limits.max_input_tokens,
         max_total_tokens: limits.max_total_tokens,
-        waiting_served_ratio: Some(config.waiting_served_ratio),
+        waiting_served_ratio: Some(newcomers.waiting_served_ratio),
         max_batch_total_tokens: Some(u32::try_from(cache_tokens).unwrap_or(u32::MAX)),
-        max_waiting_tokens: Some(config.max_waiting_tokens),
+        max_waiting_tokens: Some(newcomers.max_waiting_steps),
         max_batch_size: Some(engine.config().max_sequences),
         validation_workers: config.validation_workers,
         max_client_batch_size: config.max_client_batch_size,
