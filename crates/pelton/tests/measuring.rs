@@ -109,12 +109,15 @@ fn batches_of_the_demo_model_are_measured_without_a_server() {
     let arguments = [
         &["bench", "engine", "--quiet", "--threads", "2", "--batch-size", "1", "--batch-size", "3"][..],
         &["--sequence-length", "20", "--decode-length", "4", "--runs", "2", "--warmups", "1"],
-        &["--temperature", "0.7", "--top-n-tokens", "3", "--output", file.to_str().expect("a path")],
+        &["--temperature", "0.7", "--top-n-tokens", "3", "--watermark", "--output", file.to_str().expect("a path")],
     ];
     let text = printed(&arguments.concat());
-    for part in
-        ["| Model              | pelton-demo", "| Temperature        | Some(0.7)", "| Top N Tokens       | Some(3)"]
-    {
+    for part in [
+        "| Model              | pelton-demo",
+        "| Temperature        | Some(0.7)",
+        "| Top N Tokens       | Some(3)",
+        "| Watermark          | true",
+    ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
     // Three tables: fourteen parameters, three latencies and two throughputs of two sizes, each under two lines.
@@ -182,7 +185,6 @@ fn what_cannot_be_measured_is_refused() {
         ),
         (&["--url", "http://127.0.0.1:9", "--no-stream"], "only streams tell"),
         (&["--url", "http://127.0.0.1:9", "--watermark"], "watermark has no place"),
-        (&["--watermark"], "--watermark is not measured in this process"),
         (&["--api", "tgi"], "--api says how a server is spoken to"),
         (&["--top-p", "1.5"], "must be above 0 and at most 1"),
     ] {

@@ -14,6 +14,7 @@ use pelton_cpu::measure::CpuFacts;
 use pelton_engine::{Batch, BatchEngine, ReportParams, SamplingParams};
 use pelton_live::BatchView;
 use pelton_report::recipes::engine::Engine;
+use pelton_serve::ServeConfig;
 use serde::Serialize;
 
 use super::engine::{ModelFacts, Room, decoder};
@@ -148,9 +149,6 @@ fn engine(
     quiet: bool,
     ui: Ui,
 ) -> Result<(Measured, Result<()>)> {
-    if batches.sampling.watermark {
-        bail!("--watermark is not measured in this process: name a server with --url and --api tgi, or leave it out");
-    }
     let max_size = batches.sizes.iter().copied().max().unwrap_or(1);
     let whole = (max_size * batches.sequence_length as usize).clamp(max_size, MAX_STEP_TOKENS.max(max_size));
     let step_tokens = args.max_batch_prefill_tokens.map_or(whole, |tokens| (tokens as usize).max(max_size));
@@ -187,6 +185,8 @@ fn engine(
             typical_p: sampling.typical_p.unwrap_or(1.0),
             repetition_penalty: sampling.repetition_penalty.unwrap_or(1.0),
             frequency_penalty: sampling.frequency_penalty.unwrap_or(0.0),
+            // As strong as a server marks unless it is told otherwise.
+            watermark: sampling.watermark.then(|| ServeConfig::default().watermark),
             ..SamplingParams::default()
         },
         // Every token of that dialect comes with its log-probability.
