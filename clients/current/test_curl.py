@@ -60,7 +60,7 @@ def test_mistakes_are_told_by_name(url):
         ('{"inputs": "x", "parameters": {"temperature": -1}}', "temperature"),
         ('{"inputs": "x", "parameters": {"max_new_tokens": 1000000}}', "max_new_tokens"),
         ('{"inputs": "x", "parameters": {"top_p": 7}}', "top_p"),
-        ('{"inputs": "x", "parameters": {"watermark": true}}', "watermark"),
+        ('{"inputs": "x", "parameters": {"adapter_id": "nobody"}}', "nobody"),
     ]:
         text, status = post(f"{url}/generate", body, *code).rsplit("\n", 1)
         assert status in ("400", "422"), (body, status, text)

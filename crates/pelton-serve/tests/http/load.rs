@@ -192,3 +192,18 @@ async fn guesses_leave_the_stream_as_it_is_and_are_counted() {
     assert_eq!(value(&text, "tgi_request_skipped_tokens_sum") + value(&text, "vllm:spec_decode_num_drafts_total"), 0);
     assert_eq!(value(&text, "tgi_request_skipped_tokens_count"), 200);
 }
+
+#[tokio::test]
+async fn guesses_keep_to_a_grammar() {
+    let grammar = json!({"type": "regex", "value": "(level [0-9]{2}, ){9}end"});
+    let asked = || json!({"inputs": "abc", "parameters": {"max_new_tokens": 200, "details": true, "grammar": grammar}});
+    let (plain, guessing) = (Setup::alphabet(), Setup::alphabet().engine(|engine| engine.speculate = 4));
+    let (plain, guessing) = (plain.start().await, guessing.start().await);
+    let told = guessing.post("/generate", asked()).await.json();
+    assert_eq!(told, plain.post("/generate", asked()).await.json());
+    let text = told["generated_text"].as_str().expect("a text");
+    assert!(text.len() == 93 && text.starts_with("level ") && text.ends_with(", end"), "{text}");
+    let metrics = String::from_utf8(guessing.get("/metrics").await.body.to_vec()).expect("text");
+    let accepted = metrics.lines().find_map(|line| line.strip_prefix("tgi_request_skipped_tokens_sum "));
+    assert!(accepted.expect("the sum").parse::<u32>().expect("a count") > 30, "{accepted:?}");
+}
