@@ -38,7 +38,7 @@ def test_chain(model):
 
 
 def test_chat(model):
-    chat = ChatHuggingFace(llm=model, max_tokens=12, temperature=0.01)
+    chat = ChatHuggingFace(llm=model, max_tokens=12, temperature=0.0001)
     messages = [SystemMessage("write code"), HumanMessage("count words in a file")]
     answer = chat.invoke(messages)
     assert answer.usage_metadata["output_tokens"] <= 12
