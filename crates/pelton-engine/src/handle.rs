@@ -57,6 +57,13 @@ pub struct ReportParams {
     pub prompt_logprobs: Option<u8>,
 }
 
+impl ReportParams {
+    /// Whether sampled tokens are told with log-probabilities.
+    pub(crate) fn wants_logprobs(&self) -> bool {
+        self.logprobs || self.top_n > 0
+    }
+}
+
 /// Why the engine did not take a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -191,11 +198,13 @@ impl EngineHandle {
             stopping.max_tokens = max_tokens;
             let group =
                 Arc::new(Group::new(SequenceId(first), prompt.len() as u32, adapter, sampling, stopping, report));
-            for choice in 0..u32::from(num_choices) {
+            // The last choice takes prompt and constraint themselves.
+            let inputs = std::iter::repeat_n((prompt, constraint), num_choices.into());
+            for (choice, (prompt, constraint)) in (0..).zip(inputs) {
                 let id = SequenceId(first + u64::from(choice));
                 // Room for Started, every token, and Finished; the channel grows in small pieces as it is used.
                 let (events, stream) = mpsc::channel(max_tokens as usize + 2);
-                let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt.clone(), constraint.clone());
+                let sequence = Sequence::new(id, choice, Arc::clone(&group), prompt, constraint);
                 submissions.push(Submission { sequence, events, queued_at });
                 streams.push(TokenStream::new(id, stream, self.inbox.clone()));
             }

@@ -666,6 +666,12 @@ impl TokenConstraint for Recital {
         Ok(())
     }
 
+    fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        let is_next = self.breaks_at != Some(self.at) && self.tokens.get(self.at) == Some(&token.0);
+        self.at += usize::from(is_next);
+        Ok(is_next)
+    }
+
     fn fork(&self) -> Box<dyn TokenConstraint> {
         Box::new(Self { tokens: self.tokens.clone(), ..*self })
     }

@@ -1,12 +1,13 @@
-//! What following a grammar costs for each token: the demo model at 32 users with and without one, and vocabularies of other sizes without a model.
+//! What following a grammar costs for each token at 32 users: the demo model, a model of a billion parameters with made-up weights (its tokens follow no
+//! grammar by themselves, so each needs a mask), and vocabularies of other sizes without a model.
 //!
 //! `cargo run --release -p pelton --example grammar_overhead [DIRECTORY ...]`, with directories of tokenizers to measure beside those made
-//! up here. The sampler asks for masks on the model's threads; the model without weights has one. Runs with and without grammars take turns,
-//! the median of each is told.
+//! up here. The sampler follows grammars on the model's threads; the model without weights has one. Runs with and without grammars take turns. Told are
+//! medians: of a step, and of the time spent in grammars for each token and as a share of the threads' time.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pelton_backend::{StepBatch, TokenId};
@@ -15,21 +16,35 @@ use pelton_engine::{
     ConstraintError, Ending, EngineConfig, EngineHandle, ReportParams, SamplingParams, SequenceRequest, StoppingParams,
     TokenConstraint, TokenMask,
 };
-use pelton_model::{KvBudget, LoadOptions, Logits, Model, ModelError, ModelFiles, ModelSpec, load};
-use pelton_text::{Grammar, GrammarEnding, GrammarMatcher, TextModel};
+use pelton_model::{
+    KvBudget, LoadOptions, Logits, Model, ModelError, ModelFiles, ModelSpec, Quantize, Shape, load, load_random,
+};
+use pelton_text::{Grammar, GrammarEnding, GrammarMatcher, MatchError, TextModel};
 use serde_json::{Map, Value, json};
 
 const NUM_USERS: usize = 32;
-const NUM_TOKENS: u32 = 96;
 const NUM_ROUNDS: usize = 5;
+
+/// Tokens of each answer.
+const NUM_TOKENS: u32 = 96;
+const NUM_TOKENS_OF_LARGE: u32 = 32;
 
 /// A grammar as the server hands it to the engine.
 struct Following(GrammarMatcher);
 
+/// Nanoseconds spent in grammars, on all threads.
+static SPENT_NS: AtomicU64 = AtomicU64::new(0);
+
+fn timed<T>(call: impl FnOnce() -> Result<T, MatchError>) -> Result<T, ConstraintError> {
+    let started = Instant::now();
+    let result = call();
+    SPENT_NS.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    result.map_err(|error| ConstraintError(error.to_string()))
+}
+
 impl TokenConstraint for Following {
     fn allow(&mut self, mask: &mut TokenMask) -> Result<Ending, ConstraintError> {
-        let ending =
-            self.0.next(|words| mask.allow_words(words)).map_err(|error| ConstraintError(error.to_string()))?;
+        let ending = timed(|| self.0.next(|words| mask.allow_words(words)))?;
         Ok(match ending {
             GrammarEnding::No => Ending::No,
             GrammarEnding::May => Ending::May,
@@ -38,7 +53,11 @@ impl TokenConstraint for Following {
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
-        self.0.accept(token.0).map_err(|error| ConstraintError(error.to_string()))
+        timed(|| self.0.accept(token.0))
+    }
+
+    fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        timed(|| self.0.try_accept(token.0))
     }
 
     fn fork(&self) -> Box<dyn TokenConstraint> {
@@ -46,15 +65,24 @@ impl TokenConstraint for Following {
     }
 }
 
-/// Microseconds per step of `NUM_USERS` sequences.
-fn step_us(engine: &EngineHandle, text: &TextModel, grammar: Option<&Grammar>) -> f64 {
+/// What `NUM_USERS` sequences took.
+#[derive(Clone, Copy)]
+struct Took {
+    /// A step, in microseconds.
+    step_us: f64,
+    /// Grammars of a step, in microseconds on all threads together.
+    grammars_us: f64,
+}
+
+/// Runs `NUM_USERS` sequences.
+fn run(engine: &EngineHandle, text: &TextModel, grammar: Option<&Grammar>, max_tokens: u32) -> Took {
     let steps = || engine.gauges().steps.load(Ordering::Relaxed);
     let requests: Vec<SequenceRequest> = (0..NUM_USERS)
         .map(|user| SequenceRequest {
             prompt: vec![TokenId(user as u32 + 40)],
             adapter: None,
             sampling: SamplingParams { temperature: 0.8, seed: user as u64, ..SamplingParams::default() },
-            stopping: StoppingParams { max_tokens: NUM_TOKENS, ..StoppingParams::default() },
+            stopping: StoppingParams { max_tokens, ..StoppingParams::default() },
             report: ReportParams::default(),
             constraint: grammar.map(|grammar| {
                 Box::new(Following(text.grammar(grammar).expect("a valid grammar"))) as Box<dyn TokenConstraint>
@@ -63,6 +91,7 @@ fn step_us(engine: &EngineHandle, text: &TextModel, grammar: Option<&Grammar>) -
         })
         .collect();
     let (before, started) = (steps(), Instant::now());
+    SPENT_NS.store(0, Ordering::Relaxed);
     let mut streams: Vec<_> = requests.into_iter().flat_map(|request| engine.submit(request).expect("room")).collect();
     let mut num_tokens = 0;
     for stream in &mut streams {
@@ -75,8 +104,10 @@ fn step_us(engine: &EngineHandle, text: &TextModel, grammar: Option<&Grammar>) -
         }
     }
     let elapsed = started.elapsed();
-    assert_eq!(num_tokens, NUM_USERS as u32 * NUM_TOKENS, "no text ended before its time");
-    elapsed.as_secs_f64() * 1e6 / (steps() - before) as f64
+    assert_eq!(num_tokens, NUM_USERS as u32 * max_tokens, "no text ended before its time");
+    let num_steps = (steps() - before) as f64;
+    let spent_us = SPENT_NS.load(Ordering::Relaxed) as f64 / 1e3;
+    Took { step_us: elapsed.as_secs_f64() * 1e6 / num_steps, grammars_us: spent_us / num_steps }
 }
 
 fn grammars() -> Vec<(&'static str, Option<Grammar>)> {
@@ -97,40 +128,56 @@ fn grammars() -> Vec<(&'static str, Option<Grammar>)> {
     ]
 }
 
-fn report(name: &str, engine: &EngineHandle, text: &TextModel) {
+/// `num_threads` compute the steps and sample.
+fn report(name: &str, engine: &EngineHandle, text: &TextModel, max_tokens: u32, num_threads: usize) {
     let grammars = grammars();
-    let mut times = vec![Vec::new(); grammars.len()];
+    let mut took = vec![Vec::new(); grammars.len()];
     for _ in 0..NUM_ROUNDS {
-        for ((_, grammar), times) in grammars.iter().zip(&mut times) {
-            times.push(step_us(engine, text, grammar.as_ref()));
+        for ((_, grammar), took) in grammars.iter().zip(&mut took) {
+            took.push(run(engine, text, grammar.as_ref(), max_tokens));
         }
     }
-    let medians: Vec<f64> = times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_unstable_by(f64::total_cmp);
-            times[NUM_ROUNDS / 2]
-        })
-        .collect();
-    for ((grammar, _), median) in grammars.iter().zip(&medians) {
-        let per_token = (median - medians[0]) / NUM_USERS as f64;
-        let share = 100.0 * (median / medians[0] - 1.0);
-        println!("{name:<28}{:>9}  {grammar:<20}{median:>10.0}{per_token:>12.1}{share:>9.1} %", text.vocab_size());
+    let median = |took: &[Took], of: fn(&Took) -> f64| {
+        let mut values: Vec<f64> = took.iter().map(of).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values[NUM_ROUNDS / 2]
+    };
+    for ((grammar, _), took) in grammars.iter().zip(&took) {
+        let step = median(took, |took| took.step_us);
+        let per_token = median(took, |took| took.grammars_us) / NUM_USERS as f64;
+        let share = 100.0 * median(took, |took| took.grammars_us / took.step_us) / num_threads as f64;
+        println!("{name:<24}{:>9}  {grammar:<20}{step:>10.0}{per_token:>12.1}{share:>9.1} %", text.vocab_size());
     }
 }
 
 fn demo() -> (EngineHandle, TextModel) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
-    let options = LoadOptions {
+    let files = ModelFiles::directory(directory.clone()).expect("files");
+    let decoder = load(&files, backend(), &options(None)).expect("a model");
+    (start(Box::new(decoder)), TextModel::from_dir(&directory).expect("a tokenizer"))
+}
+
+/// Made-up weights of a StarCoder in int8, and a vocabulary as large as its own.
+fn large() -> (EngineHandle, TextModel) {
+    let config = Shape::named("starcoderbase-1b").expect("a known shape").config().expect("a configuration");
+    let decoder = load_random(&config, 1, backend(), &options(Some(Quantize::Int8))).expect("a model");
+    let text = made_up(decoder.spec().vocab_size);
+    (start(Box::new(decoder)), text)
+}
+
+fn backend() -> CpuBackend {
+    CpuBackend::new(CpuConfig::default()).expect("a processor")
+}
+
+fn options(quantize: Option<Quantize>) -> LoadOptions {
+    LoadOptions {
+        quantize,
         max_step_rows: 256,
         max_logit_rows: NUM_USERS,
         max_positions: Some(512),
         kv_budget: KvBudget::Tokens(NUM_USERS * 512),
         ..LoadOptions::default()
-    };
-    let backend = CpuBackend::new(CpuConfig::default()).expect("a processor");
-    let decoder = load(&ModelFiles::directory(directory.clone()).expect("files"), backend, &options).expect("a model");
-    (start(Box::new(decoder)), TextModel::from_dir(&directory).expect("a tokenizer"))
+    }
 }
 
 fn start(model: Box<dyn Model>) -> EngineHandle {
@@ -218,9 +265,13 @@ fn made_up(vocab_size: usize) -> TextModel {
 }
 
 fn main() {
-    println!("tokenizer                   vocabulary  grammar              step, us  us a token    of step");
+    let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("model                  vocabulary  grammar              step, us  us a token    of step");
     let (engine, text) = demo();
-    report("demo model", &engine, &text);
+    report("demo model", &engine, &text, NUM_TOKENS, num_threads);
+    engine.shutdown(Instant::now() + Duration::from_secs(10));
+    let (engine, text) = large();
+    report("starcoderbase-1b, int8", &engine, &text, NUM_TOKENS_OF_LARGE, num_threads);
     engine.shutdown(Instant::now() + Duration::from_secs(10));
     let directories = std::env::args().skip(1).map(|directory| {
         let text = TextModel::from_dir(Path::new(&directory)).expect("a directory with a tokenizer");
@@ -229,7 +280,7 @@ fn main() {
     let made_up = [32_000, 151_936].map(|size| ("made up, no model".to_owned(), made_up(size)));
     for (name, text) in made_up.into_iter().chain(directories) {
         let engine = rows(text.vocab_size());
-        report(&name, &engine, &text);
+        report(&name, &engine, &text, NUM_TOKENS, 1);
         engine.shutdown(Instant::now() + Duration::from_secs(10));
     }
 }

@@ -25,6 +25,12 @@ pub trait TokenConstraint: Send {
     /// As of [`TokenConstraint::allow`].
     fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError>;
 
+    /// If `token`, any but a stop token, may come next, it has come, and the answer is true. To be cheaper than [`TokenConstraint::allow`], and to agree with it.
+    ///
+    /// # Errors
+    /// As of [`TokenConstraint::allow`].
+    fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError>;
+
     /// One in the same state that goes its own way: each choice of a request has its own.
     fn fork(&self) -> Box<dyn TokenConstraint>;
 }
@@ -161,6 +167,11 @@ pub(super) fn accept(constraint: &mut dyn TokenConstraint, token: TokenId) -> Re
     guarded(|| constraint.accept(token))
 }
 
+/// Whether `constraint` allowed `token`, which then has come.
+pub(super) fn try_accept(constraint: &mut dyn TokenConstraint, token: TokenId) -> Result<bool, SequenceError> {
+    guarded(|| constraint.try_accept(token))
+}
+
 /// A constraint that panics ends its sequence as one that fails.
 fn guarded<T>(call: impl FnOnce() -> Result<T, ConstraintError>) -> Result<T, SequenceError> {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -184,6 +195,10 @@ mod tests {
 
         fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
             panic!("{token:?} is too much for it")
+        }
+
+        fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+            Ok(self.0.contains(&token.0))
         }
 
         fn fork(&self) -> Box<dyn TokenConstraint> {

@@ -33,7 +33,8 @@ pub(super) fn needs_total(params: &SamplingParams, vocab_size: usize) -> bool {
         && (params.top_p < 1.0 || is_unfiltered(params, vocab_size))
 }
 
-fn is_unfiltered(params: &SamplingParams, vocab_size: usize) -> bool {
+/// Whether every token of a row may be drawn.
+pub(super) fn is_unfiltered(params: &SamplingParams, vocab_size: usize) -> bool {
     top_k(params, vocab_size).is_none() && params.top_p >= 1.0 && params.min_p <= 0.0 && params.typical_p >= 1.0
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pelton_backend::TokenId;
 use pelton_model::Logits;
 
-use super::constraint::{self, TokenMask};
-use super::draw::{Candidate, draw, likelier_first, needs_total, uniform};
+use super::constraint::{self, TokenConstraint, TokenMask};
+use super::draw::{Candidate, draw, is_unfiltered, likelier_first, needs_total, uniform};
 use super::processors;
 use super::survey::Survey;
 use crate::event::{Foretold, SampledToken, SequenceError};
@@ -165,55 +165,104 @@ impl RowSampler {
         sequence: &Sequence,
         num_drafts: u32,
     ) -> Result<SampledToken, SequenceError> {
-        let params = &sequence.group.sampling;
         let report = sequence.group.report;
-        let reports = report.logprobs || report.top_n > 0;
-        let is_changed = self.process(logits, sequence, num_drafts)?;
+        let mut is_changed = self.process(logits, sequence, num_drafts);
+        let id = match &sequence.constraint {
+            None => self.pick(logits, is_changed, sequence, uniform_of(sequence, num_drafts, Draw::First))?,
+            Some(following) => self.follow(lock(following).as_mut(), logits, &mut is_changed, sequence, num_drafts)?,
+        };
+        if !report.wants_logprobs() {
+            return Ok(SampledToken { id, logprob: None, top: Vec::new() });
+        }
+        if is_changed {
+            self.survey.read(logits, [1.0]);
+        }
+        let logprob = report.logprobs.then(|| log_probability(logits, id, self.survey.log_sum()));
+        Ok(SampledToken { id, logprob, top: self.likeliest(logits, report.top_n) })
+    }
+
+    /// Picks a token from `self.row` if that `is_changed`, else from `logits`, and surveys what it picks from.
+    fn pick(
+        &mut self,
+        logits: &[f32],
+        is_changed: bool,
+        sequence: &Sequence,
+        uniform: f64,
+    ) -> Result<TokenId, SequenceError> {
+        let params = &sequence.group.sampling;
         let Self { row, survey, candidates, .. } = self;
         let row = if is_changed { row.as_slice() } else { logits };
         // One pass for both sums, unless they are of different rows.
         let drawn_at = needs_total(params, row.len()).then_some(params.temperature);
-        match (drawn_at, reports && !is_changed) {
+        match (drawn_at, sequence.group.report.wants_logprobs() && !is_changed) {
             (Some(temperature), true) if temperature != 1.0 => survey.read(row, [temperature, 1.0]),
             (Some(temperature), _) => survey.read(row, [temperature]),
             (None, true) => survey.read(row, [1.0]),
             (None, false) => survey.read(row, []),
         }
-        let id = if params.is_greedy() {
-            survey.likeliest(row)
-        } else {
-            let uniform = uniform(params.seed, sequence.choice, sequence.num_known() + num_drafts);
-            draw(row, survey, params, uniform, candidates)
-        };
-        let id = id.ok_or(SequenceError::NoToken)?;
-        if let Some(following) = &sequence.constraint
-            && !sequence.group.stopping.stop_tokens.contains(&id)
-        {
-            constraint::accept(lock(following).as_mut(), id)?;
-        }
-        if !reports {
-            return Ok(SampledToken { id, logprob: None, top: Vec::new() });
-        }
-        if is_changed {
-            survey.read(logits, [1.0]);
-        }
-        let logprob = report.logprobs.then(|| log_probability(logits, id, survey.log_sum()));
-        Ok(SampledToken { id, logprob, top: self.likeliest(logits, report.top_n) })
+        let id =
+            if params.is_greedy() { survey.likeliest(row) } else { draw(row, survey, params, uniform, candidates) };
+        id.ok_or(SequenceError::NoToken)
     }
 
-    /// Puts the processed logits into `self.row`; false when there is nothing to change, so that nothing is copied.
-    fn process(&mut self, logits: &[f32], sequence: &Sequence, num_drafts: u32) -> Result<bool, SequenceError> {
+    /// Picks a token that `following` allows, and tells it.
+    ///
+    /// Which tokens are allowed is a walk through the vocabulary, whether one of them is takes next to nothing. So where the whole distribution is drawn
+    /// from, a token is drawn as if all were allowed, and taken if it is; only if not, one is drawn from those that are. Both together are the distribution of
+    /// the allowed tokens: of probability p and all of them of probability a, a token is taken with p + (1 - a) p / a = p / a. The likeliest of all is
+    /// the likeliest of the allowed if it is one.
+    fn follow(
+        &mut self,
+        following: &mut dyn TokenConstraint,
+        logits: &[f32],
+        is_changed: &mut bool,
+        sequence: &Sequence,
+        num_drafts: u32,
+    ) -> Result<TokenId, SequenceError> {
+        let params = &sequence.group.sampling;
+        let stopping = &sequence.group.stopping;
+        let of_all = params.is_greedy() || is_unfiltered(params, logits.len());
+        let mut first = None;
+        if of_all {
+            first = Some(self.pick(logits, *is_changed, sequence, uniform_of(sequence, num_drafts, Draw::First))?);
+        }
+        if let Some(id) = first.filter(|id| !stopping.stop_tokens.contains(id))
+            && constraint::try_accept(following, id)?
+        {
+            return Ok(id);
+        }
+        let too_short = is_too_short(sequence, num_drafts);
+        constraint::allowed(following, &stopping.stop_tokens, too_short, logits.len(), &mut self.mask)?;
+        let id = match first.filter(|&id| self.mask.is_allowed(id)) {
+            Some(id) => id,
+            None => {
+                if !std::mem::replace(is_changed, true) {
+                    self.row.clear();
+                    self.row.extend_from_slice(logits);
+                }
+                self.mask.apply(&mut self.row);
+                let again = if first.is_some() { Draw::Second } else { Draw::First };
+                self.pick(logits, true, sequence, uniform_of(sequence, num_drafts, again))?
+            }
+        };
+        if !stopping.stop_tokens.contains(&id) {
+            constraint::accept(following, id)?;
+        }
+        Ok(id)
+    }
+
+    /// Puts the processed logits into `self.row`, without what a constraint says of them; false when there is nothing to change, so that nothing is copied.
+    fn process(&mut self, logits: &[f32], sequence: &Sequence, num_drafts: u32) -> bool {
         let params = &sequence.group.sampling;
         let stopping = &sequence.group.stopping;
         let repetition = params.repetition_penalty != 1.0;
         let occurrence = params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
         let tokens = sequence.tokens_with(num_drafts);
         let generated = &tokens[sequence.group.num_prompt_tokens as usize..];
-        let too_short = (generated.len() as u32) < stopping.min_tokens && !stopping.stop_tokens.is_empty();
-        let following = sequence.constraint.as_ref();
+        let too_short = sequence.constraint.is_none() && is_too_short(sequence, num_drafts);
         let is_penalized = repetition || occurrence || !params.logit_bias.is_empty();
-        if !is_penalized && !too_short && following.is_none() && params.watermark.is_none() {
-            return Ok(false);
+        if !is_penalized && !too_short && params.watermark.is_none() {
+            return false;
         }
         self.row.clear();
         self.row.extend_from_slice(logits);
@@ -229,16 +278,34 @@ impl RowSampler {
             let (frequency, presence) = (params.frequency_penalty, params.presence_penalty);
             processors::penalize_occurrence(&mut self.row, generated, frequency, presence, &mut self.counts);
         }
-        if let Some(following) = following {
-            let vocab_size = logits.len();
-            let mut following = lock(following);
-            constraint::allowed(following.as_mut(), &stopping.stop_tokens, too_short, vocab_size, &mut self.mask)?;
-            self.mask.apply(&mut self.row);
-        } else if too_short {
+        if too_short {
             processors::mask(&mut self.row, &stopping.stop_tokens);
         }
-        Ok(true)
+        true
     }
+}
+
+/// Whether stop tokens may not come yet.
+fn is_too_short(sequence: &Sequence, num_drafts: u32) -> bool {
+    let stopping = &sequence.group.stopping;
+    let num_generated = sequence.num_known() + num_drafts - sequence.group.num_prompt_tokens;
+    num_generated < stopping.min_tokens && !stopping.stop_tokens.is_empty()
+}
+
+/// Where a token of `sequence` is drawn, in `0.0..1.0`.
+fn uniform_of(sequence: &Sequence, num_drafts: u32, draw: Draw) -> f64 {
+    let seed = match draw {
+        Draw::First => sequence.group.sampling.seed,
+        Draw::Second => !sequence.group.sampling.seed,
+    };
+    uniform(seed, sequence.choice, sequence.num_known() + num_drafts)
+}
+
+/// Which draw of a token.
+enum Draw {
+    First,
+    /// After one that was refused: it must not depend on that.
+    Second,
 }
 
 /// Log-probability of `token`; negative infinity for what is impossible.
@@ -254,6 +321,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sampling::constraint::{ConstraintError, Ending};
     use crate::sequence::{Group, SequenceId};
     use crate::{ReportParams, SamplingParams, StoppingParams};
 
@@ -318,6 +386,55 @@ mod tests {
             .collect();
         assert_eq!(drawn[0], (uniform(11, 0, 2) * 1000.0) as u32);
         assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4, "{drawn:?}");
+    }
+
+    /// Allows some tokens, always.
+    struct Always(&'static [u32]);
+
+    impl TokenConstraint for Always {
+        fn allow(&mut self, mask: &mut TokenMask) -> Result<Ending, ConstraintError> {
+            self.0.iter().for_each(|&token| mask.allow(TokenId(token)));
+            Ok(Ending::May)
+        }
+
+        fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+            assert!(self.0.contains(&token.0));
+            Ok(())
+        }
+
+        fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+            Ok(self.0.contains(&token.0))
+        }
+
+        fn fork(&self) -> Box<dyn TokenConstraint> {
+            Box::new(Self(self.0))
+        }
+    }
+
+    #[test]
+    fn allowed_tokens_are_drawn_as_often_as_if_there_were_no_others() {
+        let logits = [0.3f32, 1.0, 2.0, 0.0, -1.0, 1.5];
+        let is_stop = |token: u32| token == 4;
+        let weight = |token: usize| f64::from(logits[token].exp());
+        for (allowed, top_k) in [(&[1u32, 2, 3][..], 0), (&[0, 5], 0), (&[3], 0), (&[0, 1, 3], 4)] {
+            const NUM_DRAWS: u64 = 40_000;
+            let total: f64 =
+                (0..6u32).filter(|token| allowed.contains(token) || is_stop(*token)).map(|t| weight(t as usize)).sum();
+            let mut counts = [0u32; 6];
+            for seed in 0..NUM_DRAWS {
+                let sampling = SamplingParams { temperature: 1.0, top_k, seed, ..SamplingParams::default() };
+                let stopping = StoppingParams { stop_tokens: vec![TokenId(4)], ..StoppingParams::default() };
+                let mut sequence = sequence(sampling, stopping, ReportParams::default(), 0);
+                sequence.constraint = Some(Mutex::new(Box::new(Always(allowed))));
+                counts[sample(&logits, &sequence).unwrap().id.0 as usize] += 1;
+            }
+            for token in 0..6 {
+                let expected =
+                    if allowed.contains(&token) || is_stop(token) { weight(token as usize) / total } else { 0.0 };
+                let seen = f64::from(counts[token as usize]) / NUM_DRAWS as f64;
+                assert!((seen - expected).abs() < 0.01, "{token} of {allowed:?}: {seen:.3}, not {expected:.3}");
+            }
+        }
     }
 
     #[test]

@@ -169,6 +169,14 @@ impl TokenConstraint for Whims {
         Ok(())
     }
 
+    fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        let is_allowed = token.0 != self.state % self.vocab_size;
+        if is_allowed {
+            self.accept(token)?;
+        }
+        Ok(is_allowed)
+    }
+
     fn fork(&self) -> Box<dyn TokenConstraint> {
         Box::new(Self { ..*self })
     }

@@ -47,6 +47,10 @@ impl TokenConstraint for Following {
         self.0.accept(token.0).map_err(|error| ConstraintError(error.to_string()))
     }
 
+    fn try_accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
+        self.0.try_accept(token.0).map_err(|error| ConstraintError(error.to_string()))
+    }
+
     fn fork(&self) -> Box<dyn TokenConstraint> {
         Box::new(Self(self.0.fork()))
     }

@@ -58,6 +58,21 @@ impl GrammarMatcher {
         self.0.consume_token(token).map_err(|error| failed(&error))
     }
 
+    /// If `token` may come next, it has come. Costs next to nothing beside [`GrammarMatcher::next`].
+    ///
+    /// # Errors
+    /// [`MatchError`], and again each time from then on.
+    pub fn try_accept(&mut self, token: u32) -> Result<bool, MatchError> {
+        self.check()?;
+        let environment = self.0.tok_env().map_err(|error| failed(&error))?;
+        let vocabulary = environment.tok_trie();
+        // To the matcher, what has no bytes fits everywhere.
+        if token as usize >= vocabulary.vocab_size() || vocabulary.token(token).is_empty() {
+            return Ok(false);
+        }
+        Ok(self.0.try_consume_tokens(&[token]).map_err(|error| failed(&error))? == 1)
+    }
+
     fn check(&self) -> Result<(), MatchError> {
         self.0.get_error().map_or(Ok(()), |error| Err(MatchError(shorten(&error))))
     }

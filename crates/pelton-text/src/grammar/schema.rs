@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{GrammarError, invalid};
+use super::{GrammarError, MAX_PATTERN_BYTES, check_depth, invalid};
 
 /// Greatest number of items, characters and properties that a schema may demand or bound: each is a piece of the grammar.
 const MAX_COUNT: u64 = 10_000;
@@ -34,7 +34,8 @@ pub(super) fn prepare(text: &str) -> Result<Value, GrammarError> {
     visit(&mut schema, &mut |object| {
         let adds = COMBINED.into_iter().any(|keyword| object.contains_key(keyword));
         puts_together |= object.contains_key("allOf") || adds && object.contains_key("properties");
-        check_counts(object)
+        check_counts(object)?;
+        check_patterns(object)
     })?;
     if !puts_together {
         visit(&mut schema, &mut |object| {
@@ -78,6 +79,19 @@ fn check_counts(object: &Map<String, Value>) -> Result<(), GrammarError> {
         if value.as_f64().is_some_and(|count| count > MAX_COUNT as f64) {
             return Err(GrammarError::TooMany { keyword, value: value.to_string(), limit: MAX_COUNT });
         }
+    }
+    Ok(())
+}
+
+/// Patterns within a schema are bounded as those that stand alone.
+fn check_patterns(object: &Map<String, Value>) -> Result<(), GrammarError> {
+    let of_text = object.get("pattern").and_then(Value::as_str);
+    let of_names = object.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    for pattern in of_text.into_iter().chain(of_names.map(String::as_str)) {
+        if pattern.len() > MAX_PATTERN_BYTES {
+            return Err(GrammarError::TooLong { num_bytes: pattern.len(), limit: MAX_PATTERN_BYTES });
+        }
+        check_depth(pattern)?;
     }
     Ok(())
 }
