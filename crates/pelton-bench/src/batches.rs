@@ -245,7 +245,12 @@ pub enum BatchSight<'a> {
     /// A run that counts is over.
     Ran(&'a BatchTimes),
     /// A run failed; it counts for nothing.
-    Failed(&'a str),
+    Failed {
+        /// Sequences.
+        batch: usize,
+        /// Why, in words for people.
+        reason: &'a str,
+    },
 }
 
 /// Looks on; must return at once.
@@ -316,7 +321,7 @@ impl WaveWatch<'_, '_> {
         let counts = self.num_told >= self.batches.warmups as usize;
         self.num_told += 1;
         match times {
-            Err(message) => (self.see)(BatchSight::Failed(&message)),
+            Err(message) => (self.see)(BatchSight::Failed { batch: self.size, reason: &message }),
             Ok(_) if !counts => (self.see)(BatchSight::Warmed),
             Ok(times) => (self.see)(BatchSight::Ran(&times)),
         }

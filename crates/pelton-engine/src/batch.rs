@@ -81,10 +81,11 @@ impl BatchEngine {
     /// # Errors
     /// If the batch is larger than the model has room for, or the model failed.
     pub fn run(&self, batch: &Batch, is_stopped: &dyn Fn() -> bool) -> Result<Option<BatchTimes>, BatchError> {
-        // Any tokens do: a step's time does not depend on them.
+        // Other tokens in each sequence, so that a mixture of experts has work for all of them.
         let vocab_size = self.0.spec().vocab_size;
-        let request = SequenceRequest {
-            prompt: (0..batch.num_prompt_tokens).map(|n| TokenId((n % vocab_size) as u32)).collect(),
+        let token = |sequence: usize, position: usize| TokenId(((sequence * 131 + position) % vocab_size) as u32);
+        let request = |sequence| SequenceRequest {
+            prompt: (0..batch.num_prompt_tokens).map(|position| token(sequence, position)).collect(),
             adapter: None,
             sampling: batch.sampling.clone(),
             stopping: StoppingParams { max_tokens: batch.num_new_tokens, ..StoppingParams::default() },
@@ -92,7 +93,7 @@ impl BatchEngine {
             constraint: None,
             num_choices: 1,
         };
-        let requests = vec![request; batch.size];
+        let requests = (0..batch.size).map(request).collect();
         let begin = Instant::now();
         let streams =
             self.0.submit_together(requests).map_err(|source| BatchError::Submit { size: batch.size, source })?;

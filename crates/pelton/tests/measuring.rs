@@ -142,6 +142,8 @@ fn the_name_of_the_benchmark_brings_its_defaults_and_variables() {
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&link);
         command.args(arguments).env("RUNS", "1").env("SEQUENCE_LENGTH", "6").env("DO_SAMPLE", "true");
+        // The server's, where both are in one container.
+        command.env("MODEL_ID", "/no/such/model");
         command.output().expect("the benchmark starts")
     };
     let output = run(&["-b", "1", "-d", "1"]);

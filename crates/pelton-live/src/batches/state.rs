@@ -21,7 +21,7 @@ impl Told {
             BatchSight::Begins { batch } => Told::Begins(batch),
             BatchSight::Warmed => Told::Warmed,
             BatchSight::Ran(times) => Told::Ran(*times),
-            BatchSight::Failed(message) => Told::Failed(message.to_owned()),
+            BatchSight::Failed { reason, .. } => Told::Failed(reason.to_owned()),
         }
     }
 }

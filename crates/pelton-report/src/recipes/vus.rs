@@ -67,7 +67,7 @@ impl fmt::Display for Vus<'_> {
         } else {
             ["VU", "time per output token (p95)", "time to first token (p95)"]
         };
-        let more = ["requests/s", "failed", "A10G: per token, queue", "A100: per token, queue"];
+        let more = ["requests/s", "429s", "failed", "A10G: per token, queue", "A100: per token, queue"];
         let mut table = Table::new(&[columns.as_slice(), more.as_slice()].concat());
         for run in &self.0.runs {
             let users = run.case.level().map(|(_, level)| level as usize);
@@ -80,13 +80,16 @@ impl fmt::Display for Vus<'_> {
             let digits = if told { 0 } else { 1 };
             let p95 = |values: Option<Distribution>| or_dash(values, |values| format!("{:.digits$}ms", values.p95));
             let requests = &run.summary.requests;
+            let overloaded =
+                measured(run).filter(|row| row.failure.is_some() && row.status == Some(429)).count() as u64;
             let (a10g, a100) = published(users);
             table.row([
                 or_dash(users, |users| users.to_string()),
                 p95(per_token),
                 p95(queue),
-                format!("{:.2}", run.summary.rates.requests_per_s),
-                format!("{} of {}", requests.failed, requests.measured),
+                or_dash(answers_per_s(run), |rate| format!("{rate:.2}")),
+                overloaded.to_string(),
+                format!("{} of {}", requests.failed - overloaded, requests.measured),
                 a10g,
                 a100,
             ]);
@@ -120,6 +123,18 @@ fn published(users: Option<usize>) -> (String, String) {
 
 /// What the server told of the measured, complete requests.
 fn times(run: &RunResult, which: impl Fn(&Row) -> Option<f64>) -> Option<Distribution> {
-    let measured = run.rows.iter().filter(|row| row.part == Part::Measured && row.failure.is_none());
-    Distribution::of(measured.filter_map(which).collect())
+    Distribution::of(measured(run).filter(|row| row.failure.is_none()).filter_map(which).collect())
+}
+
+/// Complete answers in the time from the first start to the last end, as k6 counts them: those that end after the load's last start are in it.
+fn answers_per_s(run: &RunResult) -> Option<f64> {
+    let end_us = |row: &Row| row.start_us + u64::from(row.end_us);
+    let first = measured(run).map(|row| row.start_us).min()?;
+    let last = measured(run).map(end_us).max().filter(|&last| last > first)?;
+    let answers = measured(run).filter(|row| row.failure.is_none()).count();
+    Some(answers as f64 * 1e6 / (last - first) as f64)
+}
+
+fn measured(run: &RunResult) -> impl Iterator<Item = &Row> {
+    run.rows.iter().filter(|row| row.part == Part::Measured)
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::Resettable;
 use clap::{Args, Command, FromArgMatches, value_parser};
 use pelton_bench::batches::BatchSampling;
 use pelton_model::Shape;
@@ -89,10 +90,12 @@ impl EngineArgs {
 
     fn benchmark_command() -> Command {
         let command = Command::new("text-generation-benchmark").version(env!("CARGO_PKG_VERSION")).max_term_width(110);
+        // MODEL_ID is the server's in a container that has both, and this program has a name of its own for it.
+        let command = Self::augment_args(command).mut_arg("model_id", |arg| arg.env(Resettable::Reset));
         let with_env = |command: Command, (flag, variable): (&'static str, &'static str)| {
             command.mut_arg(flag, |arg| arg.env(variable))
         };
-        BENCHMARK_ENV.into_iter().fold(Self::augment_args(command), with_env)
+        BENCHMARK_ENV.into_iter().fold(command, with_env)
     }
 
     /// Whether batches shall be measured, not steps.

@@ -41,6 +41,14 @@ struct Report<'a> {
     measured: &'a Measured,
     batches: &'a Batches,
     runs: &'a [BatchTimes],
+    failures: &'a [FailedRun],
+}
+
+/// A run that is in no figure.
+#[derive(Serialize)]
+struct FailedRun {
+    batch: usize,
+    reason: String,
 }
 
 /// What was measured.
@@ -83,15 +91,19 @@ pub fn run(args: EngineArgs) -> Result<ExitCode> {
     let mut batches = asked(&args)?;
     let output = args.output.as_deref().map(OutputFile::create).transpose()?;
     let (quiet, ui) = (args.quiet, args.batches.ui.unwrap_or(Ui::Terminal));
-    let mut runs = Vec::new();
+    let (mut runs, mut failures) = (Vec::new(), Vec::new());
     let (measured, result) = match args.batches.url.clone() {
-        Some(url) => server(args, url, &mut batches, &mut runs)?,
+        Some(url) => server(args, url, &mut batches, &mut runs, &mut failures)?,
         None => engine(&args, &mut batches, &mut runs, quiet, ui)?,
     };
     // A reader that has seen enough (`| head`) is no error.
     let _ = write!(std::io::stdout().lock(), "{}", Engine { batches: &batches, runs: &runs });
     if !quiet {
         eprintln!("\nmeasured: {}", measured.told());
+    }
+    if let Some(FailedRun { batch, reason }) = failures.first() {
+        let (failed, all) = (failures.len(), failures.len() + runs.len());
+        eprintln!("error: {failed} of {all} runs failed and are in no figure; the first, of batch {batch}: {reason}");
     }
     if let Some(output) = output {
         output.write_json(&Report {
@@ -101,11 +113,12 @@ pub fn run(args: EngineArgs) -> Result<ExitCode> {
             measured: &measured,
             batches: &batches,
             runs: &runs,
+            failures: &failures,
         })?;
     }
     result?;
     let is_complete = batches.sizes.iter().all(|&size| runs.iter().any(|times| times.batch == size));
-    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_complete && failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What was typed, with the defaults of the original.
@@ -225,6 +238,7 @@ fn server(
     url: String,
     batches: &mut Batches,
     runs: &mut Vec<BatchTimes>,
+    failures: &mut Vec<FailedRun>,
 ) -> Result<(Measured, Result<()>)> {
     if let Some(flag) = of_engine(&args) {
         bail!(
@@ -257,8 +271,12 @@ fn server(
         target,
         workload,
         &mut |sight| {
-            if let BatchSight::Ran(times) = sight {
-                runs.push(*times);
+            match sight {
+                BatchSight::Ran(times) => runs.push(*times),
+                BatchSight::Failed { batch, reason } => {
+                    failures.push(FailedRun { batch, reason: reason.to_owned() });
+                }
+                _ => {}
             }
             show.see(sight);
         },
@@ -315,7 +333,7 @@ enum Show {
     View(BatchView),
     /// A line of text for each run.
     Lines {
-        size: usize,
+        /// Of this size.
         failures: u32,
     },
     Nothing,
@@ -323,7 +341,7 @@ enum Show {
 
 impl Show {
     fn new(quiet: bool, ui: Ui, batches: &Batches, control: &Control) -> Self {
-        let lines = Show::Lines { size: 0, failures: 0 };
+        let lines = Show::Lines { failures: 0 };
         match (quiet, ui) {
             (true, _) => Show::Nothing,
             (false, Ui::Line) => lines,
@@ -337,22 +355,23 @@ impl Show {
     fn see(&mut self, sight: BatchSight<'_>) {
         match self {
             Show::View(view) => view.see(sight),
-            Show::Lines { size, failures } => match sight {
+            Show::Lines { failures } => match sight {
                 BatchSight::Preparing(what) => eprintln!("{what}"),
                 BatchSight::Begins { batch } => {
-                    (*size, *failures) = (batch, 0);
+                    *failures = 0;
                     eprintln!("batch {batch}");
                 }
-                BatchSight::Failed(message) => {
+                BatchSight::Failed { batch, reason } => {
                     // One is enough to know why.
                     if *failures == 0 {
-                        eprintln!("batch {size}: a run failed: {message}");
+                        eprintln!("batch {batch}: a run failed: {reason}");
                     }
                     *failures += 1;
                 }
                 BatchSight::Warmed => {}
                 BatchSight::Ran(times) => {
-                    eprintln!("batch {size}: prefill {:.2} ms, decode {:.2} ms", times.prefill_ms, times.decode_ms);
+                    let BatchTimes { batch, prefill_ms, decode_ms } = times;
+                    eprintln!("batch {batch}: prefill {prefill_ms:.2} ms, decode {decode_ms:.2} ms");
                 }
             },
             Show::Nothing => {}
