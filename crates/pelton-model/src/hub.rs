@@ -169,6 +169,13 @@ pub fn fetch(model_id: &str, options: &HubOptions) -> Result<PathBuf, HubError> 
     if options.offline { hub.cached() } else { hub.download() }
 }
 
+/// The commit whose snapshot in a hub cache `path` is, or is a file of.
+pub fn commit_of(path: &Path) -> Option<&str> {
+    let mut parts = path.components().map(|part| part.as_os_str().to_str());
+    parts.find(|part| *part == Some("snapshots"))?;
+    parts.next()?
+}
+
 /// The directory of a LoRA adapter: `id` itself when it is a path, else the snapshot of that hub repository with the two files of an adapter.
 pub fn fetch_adapter(id: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     if Path::new(id).exists() {

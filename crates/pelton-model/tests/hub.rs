@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pelton_model::hub::{HubError, HubOptions, fetch, fetch_adapter};
+use pelton_model::hub::{HubError, HubOptions, commit_of, fetch, fetch_adapter};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "org/tiny";
@@ -164,6 +164,8 @@ fn only_what_serving_reads_is_fetched_once_and_then_found_offline() {
     let options = hub.options(cache.path());
     let snapshot = fetch(ID, &options).unwrap();
     assert!(snapshot.ends_with(format!("models--org--tiny/snapshots/{COMMIT}")), "{snapshot:?}");
+    assert_eq!(commit_of(&snapshot.join("model.gguf")), Some(COMMIT));
+    assert_eq!(commit_of(Path::new("/models/tiny")), None);
     let wanted = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"];
     assert_eq!(names_in(&snapshot), wanted);
     assert_eq!(

@@ -14,7 +14,7 @@ pub fn hostname() -> Option<IpAddr> {
 /// `HF_API_TOKEN` and `HUGGING_FACE_HUB_TOKEN`: older names of `HF_TOKEN`.
 pub fn hub_token() -> Option<String> {
     let names = ["HF_API_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
-    names.into_iter().find_map(|name| env::var(name).ok()).filter(|token| !token.is_empty())
+    names.into_iter().find_map(text)
 }
 
 /// `HF_ENDPOINT`: another hub than the public one.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -483,6 +483,24 @@ fn sequences_are_as_long_as_the_cache_unless_told_otherwise() {
     assert_eq!(launched.info()["max_total_tokens"], 512);
     launched.assert_told("sequences may have 512 tokens, what the KV cache holds; the model was made for 2048");
     launched.assert_told("serving the demo model inside this program");
+}
+
+#[test]
+fn a_stop_while_the_model_is_fetched_is_heeded() {
+    // A hub that takes the question and never answers.
+    let hub = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", hub.local_addr().expect("an address"));
+    let directory = TempDir::new().expect("a directory");
+    let mut command = launcher(&directory);
+    command.args(["--model-id", "org/model"]).env("HF_ENDPOINT", endpoint).env("HF_HUB_CACHE", directory.path());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the launcher starts");
+    let _asked = hub.accept().expect("the hub is asked");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill starts").success());
+    let mut told = String::new();
+    child.stderr.take().expect("stderr is piped").read_to_string(&mut told).expect("text");
+    // Whoever does not listen to the signal ends by it, without a code; the first process of a container does not end at all.
+    assert_eq!(child.wait().expect("an exit status").code(), Some(1), "{told}");
+    assert!(told.contains("stopped while the model was loaded"), "{told}");
 }
 
 #[test]

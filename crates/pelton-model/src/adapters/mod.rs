@@ -114,6 +114,9 @@ struct Place {
     first_column: usize,
 }
 
+/// Ranks that a kernel takes at once, for the memory plan.
+const FILLED_RANKS: u64 = 32;
+
 /// Two matrices beside one of the model's.
 struct Product {
     /// `[rank, in]`.
@@ -147,11 +150,15 @@ impl Adapters {
         self.list.len()
     }
 
-    /// Bytes of all of them, kept in `dtype`.
+    /// Bytes of all of them at most, kept in `dtype`: backends fill ranks up to what their kernels take at once.
     pub(crate) fn bytes(&self, dtype: DType) -> u64 {
         let products = self.list.iter().flat_map(|adapter| adapter.products.values());
-        let numbers: u64 = products.map(|product| product.down.num_elements() + product.up.num_elements()).sum();
-        numbers * dtype.size_bytes() as u64
+        let numbers = |product: &Product| {
+            let rank = product.down.shape.first().map_or(1, |&rank| rank.max(1) as u64);
+            let columns = (product.down.num_elements() + product.up.num_elements()) / rank;
+            columns * rank.next_multiple_of(FILLED_RANKS)
+        };
+        products.map(numbers).sum::<u64>() * dtype.size_bytes() as u64
     }
 
     /// Packs what they add to a linear of `shape`, `[out, in]`, in `dtype`; `None` where that is nothing. `linear` as

@@ -83,6 +83,12 @@ impl ServeArgs {
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
+    /// Where traces go; an empty variable is none.
+    #[cfg(feature = "otlp")]
+    pub fn collector(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+
     /// Refuses flags that contradict each other, and those that ask for what is not built.
     pub fn check(&self) -> Result<()> {
         if self.limits.max_input_tokens.is_some() && self.limits.max_input_length.is_some() {

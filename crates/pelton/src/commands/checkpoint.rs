@@ -55,7 +55,7 @@ fn path(id: &str, args: &HubArgs) -> Result<PathBuf> {
 fn hub_options(args: &HubArgs, revision: Option<String>) -> HubOptions {
     HubOptions {
         revision,
-        token: args.hf_token.clone().or_else(env::hub_token),
+        token: args.hf_token.clone().filter(|token| !token.is_empty()).or_else(env::hub_token),
         cache_dir: args.huggingface_hub_cache.clone().unwrap_or_else(env::hub_cache),
         endpoint: env::hub_endpoint(),
         offline: args.offline,

@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use pelton_backend::TokenId;
 use pelton_cpu::CpuBackend;
 use pelton_engine::{EngineConfig, FakeConfig, FakeModel, Newcomers, Watermark};
-use pelton_model::{AdapterSource, KvBudget, LoadOptions, Model, ModelFiles, load};
+use pelton_model::{AdapterSource, KvBudget, LoadOptions, Model, ModelFiles, hub, load};
 use pelton_serve::{ServeConfig, ServeOutcome, ServedAdapter, Server};
 use pelton_text::{TextModel, TextPool};
 use tokio::net::TcpListener;
@@ -25,7 +26,7 @@ use crate::args::serve::adapters::AdapterArg;
 use crate::program::Program;
 #[cfg(feature = "otlp")]
 use crate::traces::Traces;
-use crate::{env, logging};
+use crate::{demo, env, logging};
 
 /// Tells whoever started the server: lines on standard output, as the launcher lines of the log. Nobody has to read them: a closed
 /// standard output does not end the server.
@@ -66,7 +67,9 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
+    let (stop, is_loading) = listen_for_stop(&runtime);
     let loaded = load_model(&args, program)?;
+    is_loading.store(false, Ordering::Relaxed);
     let engine = pelton_engine::start(
         loaded.model,
         EngineConfig {
@@ -87,7 +90,7 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
         let what = format!("speculation: up to {most} tokens are guessed for each sequence and verified in one step");
         say(program, &what);
     }
-    let config = serve_config(&args, &loaded.name, &loaded.dtype);
+    let config = serve_config(&args, &loaded.name, &loaded.dtype, loaded.sha);
     let pool = TextPool::new(
         loaded.text,
         usize::from(args.limits.validation_workers),
@@ -100,7 +103,7 @@ pub fn run(args: ServeArgs, program: Program) -> Result<ExitCode> {
     if let Some(traces) = &traces {
         server.trace_to(Arc::new(traces.clone()));
     }
-    let outcome = runtime.block_on(serve(address, args.listen.prometheus_port, server, &loaded.name, program))?;
+    let outcome = runtime.block_on(serve(address, args.listen.prometheus_port, server, &loaded.name, program, stop))?;
     #[cfg(feature = "otlp")]
     if let Some(traces) = traces {
         traces.stop();
@@ -129,8 +132,7 @@ fn hostname(args: &ServeArgs, program: Program) -> IpAddr {
 fn start_traces(args: &ServeArgs, name: &str, runtime: &tokio::runtime::Runtime) -> Result<Option<Traces>> {
     // The connection to the collector lives in the server's runtime.
     let _entered = runtime.enter();
-    let endpoint = args.otlp_endpoint.as_deref();
-    endpoint.map(|endpoint| Traces::start(endpoint, &args.otlp_service_name, name)).transpose()
+    args.collector().map(|endpoint| Traces::start(endpoint, &args.otlp_service_name, name)).transpose()
 }
 
 /// Threads for sockets: they only move bytes, the cores belong to the compute pool.
@@ -156,12 +158,18 @@ fn check(args: &ServeArgs) -> Result<()> {
     if let Some(flag) = given.or(args.compute.given()).filter(|_| is_fake) {
         bail!("{flag} means nothing to --model-id fake, which computes nothing: leave it out");
     }
-    if let Some(name) = &args.model_id
-        && args.adapters.lora_adapters.0.iter().any(|adapter| adapter.name == *name)
+    // Clients of text-generation-inference call every model tgi.
+    let name = args.model_id.as_deref().unwrap_or(demo::NAME);
+    if let Some(adapter) = args.adapters.lora_adapters.0.iter().find(|adapter| [name, "tgi"].contains(&&*adapter.name))
     {
-        bail!(
-            "--lora-adapters calls an adapter {name}, which is the model's name: give it another, as in other={name}"
-        );
+        let AdapterArg { name, id, .. } = adapter;
+        bail!("--lora-adapters calls an adapter {name}, which is the model's name: give it another, as in other={id}");
+    }
+    #[cfg(feature = "otlp")]
+    if let Some(endpoint) = args.collector()
+        && !endpoint.starts_with("http://")
+    {
+        bail!("--otlp-endpoint cannot be {endpoint:?}: it must begin with http:// (traces are sent without TLS)");
     }
     if !is_fake && !(args.fake.fake_step_cost + args.fake.fake_token_cost).is_zero() {
         bail!("--fake-step-cost and --fake-token-cost need --model-id fake");
@@ -183,6 +191,7 @@ async fn serve(
     server: Arc<Server>,
     name: &str,
     program: Program,
+    stop: impl Future<Output = ()>,
 ) -> Result<ServeOutcome> {
     let listener = listen(address, "--port").await?;
     let mut local = listener.local_addr().context("cannot tell the port")?;
@@ -208,7 +217,7 @@ async fn serve(
     );
     // Scripts of text-generation-inference wait for this word.
     tracing::info!("Connected");
-    Ok(pelton_serve::run(listener, server, stop_signal()).await)
+    Ok(pelton_serve::run(listener, server, stop).await)
 }
 
 /// Resolves at SIGTERM or Ctrl-C.
@@ -226,7 +235,26 @@ async fn stop_signal() {
         _ = interrupt => {}
         _ = terminate.recv() => {}
     }
-    tracing::info!("stopping: running requests may finish");
+}
+
+/// Listens for SIGTERM and Ctrl-C from now on; the first process of a container ignores them otherwise. While the model is loaded (the flag says so) they end
+/// the process, afterwards they are what is waited for.
+fn listen_for_stop(runtime: &tokio::runtime::Runtime) -> (impl Future<Output = ()>, Arc<AtomicBool>) {
+    let is_loading = Arc::new(AtomicBool::new(true));
+    let loading = Arc::clone(&is_loading);
+    let stopped = runtime.spawn(async move {
+        stop_signal().await;
+        if loading.load(Ordering::Relaxed) {
+            eprintln!("error: stopped while the model was loaded");
+            std::process::exit(1);
+        }
+        tracing::info!("stopping: running requests may finish");
+    });
+    let stop = async {
+        // It neither panics nor is aborted.
+        let _ = stopped.await;
+    };
+    (stop, is_loading)
 }
 
 /// A model with its text side.
@@ -235,6 +263,8 @@ struct Loaded {
     text: TextModel,
     name: String,
     dtype: String,
+    /// The commit on the hub, if the model came from there.
+    sha: Option<String>,
 }
 
 fn load_model(args: &ServeArgs, program: Program) -> Result<Loaded> {
@@ -297,7 +327,8 @@ fn from_files(args: &ServeArgs, files: &ModelFiles, name: &str, program: Program
     for note in &info.notes {
         tracing::warn!("{note}");
     }
-    Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.format.to_string() })
+    let sha = files.path().and_then(hub::commit_of).map(str::to_owned);
+    Ok(Loaded { model: Box::new(decoder), text, name: name.to_owned(), dtype: info.format.to_string(), sha })
 }
 
 fn adapters(args: &ServeArgs) -> Result<Vec<AdapterSource>> {
@@ -337,19 +368,19 @@ fn fake(args: &ServeArgs, program: Program) -> Result<Loaded> {
         program,
         &format!("fake: scripted tokens, {:?} a step and {:?} a token in it; computes nothing", cost[0], cost[1]),
     );
-    Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into() })
+    Ok(Loaded { model: Box::new(model), text, name: "fake".into(), dtype: "float32".into(), sha: None })
 }
 
 fn served_adapter(adapter: &AdapterArg) -> ServedAdapter {
     ServedAdapter { name: adapter.name.clone(), root: adapter.id.clone() }
 }
 
-fn serve_config(args: &ServeArgs, name: &str, dtype: &str) -> ServeConfig {
+fn serve_config(args: &ServeArgs, name: &str, dtype: &str, sha: Option<String>) -> ServeConfig {
     let [vertex_predict_route, vertex_health_route] = env::vertex_routes();
     ServeConfig {
         model_id: name.to_owned(),
         adapters: args.adapters.lora_adapters.0.iter().map(served_adapter).collect(),
-        model_sha: args.hub.revision.clone(),
+        model_sha: sha,
         model_dtype: dtype.to_owned(),
         compute_type: env::compute_type(),
         max_concurrent_requests: args.limits.max_concurrent_requests,

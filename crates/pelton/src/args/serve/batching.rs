@@ -12,7 +12,7 @@ pub struct BatchArgs {
     /// Tokens computed in one step, of all sequences together; long prompts are computed in pieces of this size. More computes long prompts
     /// faster; less keeps the gaps between the tokens of running answers short while a prompt is computed. Default: 256, or
     /// --max-batch-total-tokens if that is less.
-    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub max_batch_prefill_tokens: Option<u32>,
 
     /// Tokens in the KV cache, of all sequences together, rounded up to blocks of 16. Default: what --max-batch-size sequences of full
