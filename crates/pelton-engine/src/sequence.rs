@@ -215,7 +215,8 @@ impl Sequence {
     /// are judged.
     pub(crate) fn look_ahead(&mut self) {
         debug_assert_eq!(self.num_drafts, 0, "drafts do not outlive their step");
-        if let Some(drafter) = &mut self.drafter {
+        let may_draft = self.num_generated() + 1 < self.group.stopping.max_tokens;
+        if let Some(drafter) = self.drafter.as_mut().filter(|_| may_draft) {
             drafter.look(&self.tokens);
         }
     }

@@ -26,6 +26,9 @@ use crate::{ServeConfig, Server, dialects, health};
 /// After the deadline, how long cut streams may take to say so to their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// What counts as for ever.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How long a peer may leave what it was sent unacknowledged, and unread once its window is full, before it counts as gone.
 const PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -92,7 +95,7 @@ pub async fn run(listener: TcpListener, server: Arc<Server>, shutdown: impl Futu
 
     drop(listener);
     server.stop();
-    let deadline = Instant::now() + config.graceful_termination_timeout;
+    let deadline = Instant::now() + config.graceful_termination_timeout.min(LONGEST_TIMEOUT);
     tracing::info!(timeout_s = config.graceful_termination_timeout.as_secs(), "stopping");
     let all_answered = tokio::time::timeout_at(deadline.into(), graceful.shutdown()).await.is_ok();
     let until = if all_answered { Instant::now() } else { deadline };

@@ -49,7 +49,21 @@ fn count(server: &Server, error: &ServeError) {
         ServeError::Template(_) => &counters.bad_template,
         // A request that the engine cut off has been counted by its record; one that came too late has not been counted and does not fail.
         ServeError::EngineFailed | ServeError::Generation(_) | ServeError::Stopping | ServeError::Internal => return,
-        _ => &counters.invalid,
+        // Scanners and wrong keys are no requests that failed.
+        ServeError::Unauthorized
+        | ServeError::NotFound(_)
+        | ServeError::MethodNotAllowed(_)
+        | ServeError::BodyIncomplete(_)
+        | ServeError::BodyTooLarge { .. }
+        | ServeError::ContentType(_) => return,
+        ServeError::Syntax(_)
+        | ServeError::Shape { .. }
+        | ServeError::Invalid(_)
+        | ServeError::Unsupported { .. }
+        | ServeError::Conflict { .. }
+        | ServeError::UnknownModel(_)
+        | ServeError::Grammar { .. }
+        | ServeError::Tool(_) => &counters.invalid,
     };
     counter.fetch_add(1, Relaxed);
 }

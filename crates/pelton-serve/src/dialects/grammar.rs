@@ -126,7 +126,7 @@ fn json_schema(field: &'static str, value: &Value) -> Result<Grammar, ServeError
         _ => return Err(ServeError::Conflict { field, message: "grammar is not supported".into() }),
     };
     if !CONSTRAINING.iter().any(|keyword| schema.get(keyword).is_some()) {
-        return Err(ServeError::Conflict { field, message: "Grammar must have a 'properties' field".into() });
+        return Err(invalid("Grammar must have a 'properties' field"));
     }
     Ok(Grammar::JsonSchema(schema.to_string()))
 }

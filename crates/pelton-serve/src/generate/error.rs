@@ -63,7 +63,7 @@ pub enum Invalid {
     },
     /// Nothing to continue.
     EmptyPrompt,
-    /// More prompt tokens than may be.
+    /// More prompt tokens than may be, though the whole would not become too long.
     PromptTooLong {
         /// Tokens of the prompt.
         num_tokens: u64,
@@ -73,8 +73,8 @@ pub enum Invalid {
     /// Prompt and answer together may become too long.
     TotalTooLong {
         /// Tokens of the prompt.
-        num_prompt_tokens: u32,
-        /// Tokens asked for.
+        num_prompt_tokens: u64,
+        /// Tokens asked for; 0 if that was left open.
         max_tokens: u32,
         /// Most that both may have.
         max: u32,
@@ -91,7 +91,7 @@ impl Invalid {
     pub fn field(&self) -> Field {
         match self {
             Self::Value { field, .. } => *field,
-            Self::EmptyPrompt | Self::PromptTooLong { .. } => Field::Prompt,
+            Self::EmptyPrompt | Self::PromptTooLong { .. } | Self::TotalTooLong { max_tokens: 0, .. } => Field::Prompt,
             Self::TotalTooLong { .. } => Field::MaxTokens,
         }
     }
@@ -102,7 +102,9 @@ impl Invalid {
             Self::Value { field, rule, given } => format!("`{}` {rule}. Given: {given}", name(*field)),
             Self::EmptyPrompt => format!("`{}` cannot be empty", name(Field::Prompt)),
             Self::PromptTooLong { num_tokens, max } => {
-                format!("`{}` must have at most {max} tokens. Given: {num_tokens}", name(Field::Prompt))
+                // Clients look for `less than`.
+                let limit = u64::from(*max) + 1;
+                format!("`{}` must have less than {limit} tokens. Given: {num_tokens}", name(Field::Prompt))
             }
             Self::TotalTooLong { num_prompt_tokens, max_tokens, max } => {
                 let (prompt, limit) = (name(Field::Prompt), name(Field::MaxTokens));

@@ -16,4 +16,4 @@ pub(crate) use request::{
     StoppingRequest,
 };
 pub(crate) use stream::GenerateStream;
-pub(crate) use submit::{submit, tokenize};
+pub(crate) use submit::{submit, submit_instead, tokenize};

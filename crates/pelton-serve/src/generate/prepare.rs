@@ -167,6 +167,11 @@ pub(crate) async fn prepare(
 }
 
 impl Prepared {
+    /// Tokens of all prompts.
+    pub(super) fn num_prompt_tokens(&self) -> u32 {
+        self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum()
+    }
+
     pub(crate) fn stopping_params(&self, prompt: &PreparedPrompt) -> StoppingParams {
         StoppingParams {
             max_tokens: prompt.max_tokens.max(1),
@@ -205,18 +210,15 @@ fn prepare_prompt(
     if tokens.is_empty() {
         return Err(Invalid::EmptyPrompt.into());
     }
-    let too_long = Invalid::PromptTooLong { num_tokens: tokens.len() as u64, max: limits.max_input_tokens };
-    let Ok(num_prompt_tokens) = u32::try_from(tokens.len()) else { return Err(too_long.into()) };
-    if let Some(max_tokens) = stopping.max_tokens
-        && u64::from(num_prompt_tokens) + u64::from(max_tokens) > u64::from(limits.max_total_tokens)
-        && num_prompt_tokens <= limits.max_input_tokens
-    {
+    let num_prompt_tokens = tokens.len() as u64;
+    let max_tokens = stopping.max_tokens.unwrap_or(0);
+    if num_prompt_tokens + u64::from(max_tokens) > u64::from(limits.max_total_tokens) {
         return Err(Invalid::TotalTooLong { num_prompt_tokens, max_tokens, max: limits.max_total_tokens }.into());
     }
-    if num_prompt_tokens > limits.max_input_tokens {
-        return Err(too_long.into());
+    if num_prompt_tokens > u64::from(limits.max_input_tokens) {
+        return Err(Invalid::PromptTooLong { num_tokens: num_prompt_tokens, max: limits.max_input_tokens }.into());
     }
-    let rest = limits.max_total_tokens - num_prompt_tokens;
+    let rest = limits.max_total_tokens - num_prompt_tokens as u32;
     let max_tokens = stopping.max_tokens.unwrap_or_else(|| stopping.default_max_tokens.unwrap_or(rest).min(rest));
     if stopping.min_tokens > max_tokens {
         return Err(ServeError::value(Field::MinTokens, format!("must be <= {max_tokens}"), stopping.min_tokens));
@@ -290,7 +292,7 @@ fn render(chat: &Chat, model: &TextModel) -> Result<String, ServeError> {
     let mut text = template.render(&input).map_err(text_error)?;
     if chat.continue_final_message {
         // What the template writes after the last message's content is what closes it.
-        let last = chat.messages.last().and_then(|message| message.get("content")).and_then(|content| content.as_str());
+        let last = messages.last().and_then(|message| message.get("content")).and_then(|content| content.as_str());
         let content = last.unwrap_or_default().trim_end();
         let end = text.rfind(content).map(|start| start + content.len());
         text.truncate(
@@ -309,6 +311,9 @@ fn tell_tools(chat: &Chat, template: &ChatTemplate) -> Option<Vec<Value>> {
     if !template.mentions("tools") {
         text.push_str("\n---\n");
         text.push_str(&list.to_string());
+        text.push('\n');
+    } else {
+        text.push_str("\n---\n");
     }
     text.push_str(prompt);
     *content = Value::String(text);
@@ -398,7 +403,8 @@ fn sampling_params(request: SamplingRequest, model: &TextModel, limits: &Limits)
         presence_penalty: penalty(Field::PresencePenalty, request.presence_penalty)?,
         watermark: None,
         logit_bias: request.logit_bias.into_iter().map(|(token, bias)| (TokenId(token), bias)).collect(),
-        seed: request.seed.unwrap_or_else(|| fastrand::u64(..)),
+        // Every dialect can say it: OpenAI's seeds have a sign.
+        seed: request.seed.unwrap_or_else(|| fastrand::u64(..) >> 1),
     })
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct GenerateStream {
     next: usize,
     has_failed: bool,
     tracker: Tracker,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// What ends a choice; the same for all.
@@ -60,13 +60,12 @@ struct ChoiceStream {
 
 impl GenerateStream {
     pub(super) fn new(
-        server: Arc<Server>,
         prepared: Prepared,
         streams: Vec<TokenStream>,
-        record: RequestRecord,
-        origin: Origin,
+        tracker: Tracker,
         permit: OwnedSemaphorePermit,
     ) -> Self {
+        let text = tracker.server.text();
         let Prepared { prompts, num_choices, sampling, eos_tokens, stop_tokens, stop, .. } = prepared;
         let num_choices = u32::from(num_choices);
         let matcher = (!stop.is_empty()).then(|| StopMatcher::new(stop.iter().cloned()));
@@ -77,7 +76,7 @@ impl GenerateStream {
             let tail: Vec<u32> = tail.iter().map(|token| token.0).collect();
             ChoiceStream {
                 tokens: Some(tokens),
-                detokenizer: Detokenizer::new(server.text(), prepared.skip_special_tokens, &tail),
+                detokenizer: Detokenizer::new(text, prepared.skip_special_tokens, &tail),
                 stop_text: matcher.clone().map(|matcher| StopText::new(matcher, &stop, prepared.include_stop)),
                 max_tokens: prompt.max_tokens,
                 num_generated: 0,
@@ -97,9 +96,14 @@ impl GenerateStream {
             ready: VecDeque::new(),
             next: 0,
             has_failed: false,
-            tracker: Tracker { server, record, origin, reached_length: false },
-            _permit: permit,
+            tracker,
+            permit,
         }
+    }
+
+    /// Cancels what is not finished; what is left counts and times the request.
+    pub(super) fn into_place(self) -> (Tracker, OwnedSemaphorePermit) {
+        (self.tracker, self.permit)
     }
 
     /// The prompts as the model reads them.
@@ -323,15 +327,19 @@ impl StopText {
 }
 
 /// Writes the request's record, and counts, traces and logs it at the end, whatever the end is.
-struct Tracker {
-    server: Arc<Server>,
-    record: RequestRecord,
+pub(super) struct Tracker {
+    pub(super) server: Arc<Server>,
+    pub(super) record: RequestRecord,
     origin: Origin,
     /// Whether a choice ended at its token limit.
     reached_length: bool,
 }
 
 impl Tracker {
+    pub(super) fn new(server: Arc<Server>, record: RequestRecord, origin: Origin) -> Self {
+        Self { server, record, origin, reached_length: false }
+    }
+
     fn scheduled(&mut self, at: Instant) {
         self.record.scheduled_at = Some(self.record.scheduled_at.map_or(at, |earlier| earlier.min(at)));
     }
@@ -376,6 +384,9 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
+        if self.record.outcome == Outcome::Cancelled {
+            self.record.finished_at = Instant::now();
+        }
         let record = &self.record;
         self.server.metrics().observe(record);
         if let Some(traces) = self.server.traces() {
@@ -472,7 +483,8 @@ mod tests {
         };
         let permit = Arc::clone(server.permits()).try_acquire_many_owned(num_sequences).expect("there are permits");
         let origin = Origin { route: "/test", parent: None };
-        GenerateStream::new(Arc::clone(server), prepared(num_sequences as u16), choices, record, origin, permit)
+        let tracker = Tracker::new(Arc::clone(server), record, origin);
+        GenerateStream::new(prepared(num_sequences as u16), choices, tracker, permit)
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
 use super::constraint;
 use super::prepare::{self, Prepared};
+use super::stream::Tracker;
 use super::{GenerateRequest, GenerateStream, Prompt, ServeError};
 use crate::metrics::{Counters, Outcome, RequestRecord};
 use crate::server::Server;
@@ -18,7 +19,7 @@ use crate::trace::Arrival;
 /// gives everything back.
 pub(crate) async fn submit(
     server: &Arc<Server>,
-    mut request: GenerateRequest,
+    request: GenerateRequest,
     arrival: Arrival,
 ) -> Result<GenerateStream, ServeError> {
     Counters::add(&server.metrics().counters.requests, 1);
@@ -27,13 +28,7 @@ pub(crate) async fn submit(
     let dialect = request.dialect;
     let num_sequences = request.prompts.len() as u32 * request.num_choices;
     let permit = admit(server, num_sequences)?;
-
-    let (grammar, stopping) = (request.grammar.take(), request.stopping.clone());
-    let (prepared, constraint) = tokio::try_join!(
-        prepare::prepare(request, server.config(), server.limits(), server.pool()),
-        constraint::constraint(server, grammar, &stopping),
-    )?;
-    let streams = submit_sequences(server, &prepared, constraint)?;
+    let (prepared, streams) = begin(server, request).await?;
     let now = Instant::now();
     let record = RequestRecord {
         dialect,
@@ -43,14 +38,37 @@ pub(crate) async fn submit(
         scheduled_at: None,
         first_token_at: None,
         finished_at: now,
-        num_prompt_tokens: prepared.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum(),
+        num_prompt_tokens: prepared.num_prompt_tokens(),
         num_cached_tokens: 0,
         num_generated_tokens: 0,
         num_accepted_tokens: 0,
         max_tokens: prepared.prompts.iter().map(|prompt| prompt.max_tokens).max().unwrap_or(0),
         num_sequences,
     };
-    Ok(GenerateStream::new(Arc::clone(server), prepared, streams, record, arrival.origin, permit))
+    let tracker = Tracker::new(Arc::clone(server), record, arrival.origin);
+    Ok(GenerateStream::new(prepared, streams, tracker, permit))
+}
+
+/// Takes `request`, of as many sequences, up in the place of `stream`, which is cancelled. For the client both are one request: its times and counts go on.
+pub(crate) async fn submit_instead(
+    stream: GenerateStream,
+    request: GenerateRequest,
+) -> Result<GenerateStream, ServeError> {
+    let (mut tracker, permit) = stream.into_place();
+    let (prepared, streams) = begin(&tracker.server, request).await?;
+    tracker.record.num_prompt_tokens += prepared.num_prompt_tokens();
+    Ok(GenerateStream::new(prepared, streams, tracker, permit))
+}
+
+/// Checks `request` and hands its sequences to the engine.
+async fn begin(server: &Server, mut request: GenerateRequest) -> Result<(Prepared, Vec<TokenStream>), ServeError> {
+    let (grammar, stopping) = (request.grammar.take(), request.stopping.clone());
+    let (prepared, constraint) = tokio::try_join!(
+        prepare::prepare(request, server.config(), server.limits(), server.pool()),
+        constraint::constraint(server, grammar, &stopping),
+    )?;
+    let streams = submit_sequences(server, &prepared, constraint)?;
+    Ok((prepared, streams))
 }
 
 fn admit(server: &Server, num_sequences: u32) -> Result<OwnedSemaphorePermit, ServeError> {
@@ -69,14 +87,16 @@ fn submit_sequences(
     constraint: Option<Box<dyn TokenConstraint>>,
 ) -> Result<Vec<TokenStream>, ServeError> {
     let mut streams = Vec::with_capacity(prepared.prompts.len() * usize::from(prepared.num_choices));
-    for prompt in &prepared.prompts {
+    // The last prompt takes the constraint itself: a copy may be large.
+    let constraints = std::iter::repeat_n(constraint, prepared.prompts.len());
+    for (prompt, constraint) in prepared.prompts.iter().zip(constraints) {
         streams.extend(server.engine().submit(SequenceRequest {
             prompt: prompt.tokens.clone(),
             adapter: prepared.adapter,
             sampling: prepared.sampling.clone(),
             stopping: prepared.stopping_params(prompt),
             report: prepared.report,
-            constraint: constraint.clone(),
+            constraint,
             num_choices: prepared.num_choices,
         })?);
     }

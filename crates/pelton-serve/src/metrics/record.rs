@@ -11,7 +11,7 @@ pub enum Outcome {
     Length,
     /// The client went away.
     Cancelled,
-    /// The engine failed or was stopped.
+    /// The engine failed or was stopped, or could not go on with a sequence of it.
     Failed,
 }
 

@@ -41,7 +41,8 @@ async fn tgi_mistakes() {
     for path in ["/generate", "/generate_stream", "/"] {
         let cases: Vec<(Value, &[&str])> = vec![
             (json!({"inputs": ""}), &["`inputs`", "empty"]),
-            (json!({"inputs": "a".repeat(2000)}), &["`inputs`", "1023", "2000"]),
+            (json!({"inputs": "a".repeat(2000)}), &["`inputs` tokens + `max_new_tokens` must be <= 1024", "2000"]),
+            (json!({"inputs": "a".repeat(1024)}), &["`inputs` must have less than 1024 tokens. Given: 1024"]),
             (json!({"inputs": 3}), &["`inputs`", "3"]),
             (json!({"parameters": {}}), &["inputs"]),
             (json!([]), &["body"]),
@@ -142,7 +143,7 @@ async fn openai_mistakes() {
         (json!({"prompt": [5000]}), &["`prompt`", "262", "5000"]),
         (json!({"prompt": ["a", 5]}), &["`prompt[1]`"]),
         (json!({"prompt": {"a": 1}}), &["`prompt`"]),
-        (json!({"prompt": "a".repeat(5000)}), &["`prompt`", "1023", "5000"]),
+        (json!({"prompt": "a".repeat(5000)}), &["maximum context length is 1024 tokens", "`prompt`", "5000"]),
         (json!({}), &["prompt"]),
         (completion(json!({"logprobs": 21})), &["`logprobs`", "20", "21"]),
         (completion(json!({"logprobs": -1})), &["`logprobs`", "-1"]),
@@ -162,7 +163,10 @@ async fn openai_mistakes() {
         (json!({"messages": "hi"}), &["`messages`"]),
         (json!({"messages": [{"role": "user"}]}), &["`messages[0].content`"]),
         (json!({"messages": [{"role": "user", "content": image}]}), &["`messages[0].content[0].type`", "image_url"]),
-        (json!({"messages": [{"role": "user", "content": "a".repeat(5000)}]}), &["`messages`", "1023", "5"]),
+        (
+            json!({"messages": [{"role": "user", "content": "a".repeat(5000)}]}),
+            &["maximum context length is 1024 tokens", "`messages`", "5"],
+        ),
         (chat(json!({"functions": []})), &["`functions`", "not supported"]),
         (chat(json!({"top_logprobs": 2})), &["`top_logprobs`", "`logprobs`"]),
         (chat(json!({"logprobs": true, "top_logprobs": 21})), &["`top_logprobs`", "20", "21"]),

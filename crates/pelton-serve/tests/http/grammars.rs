@@ -86,7 +86,7 @@ async fn mistakes_in_grammars_are_told_in_tgis_words() {
         (json!({"type": "json", "value": 3}), "Input validation error: grammar is not supported"),
         (
             json!({"type": "json", "value": {"name": "x"}}),
-            "Input validation error: Grammar must have a 'properties' field",
+            "Input validation error: grammar is not valid: Grammar must have a 'properties' field",
         ),
         (json!({"type": "json", "value": "{"}), "Input validation error: grammar is not valid: "),
         (json!({"type": "json", "value": {"type": "nonsense"}}), "Input validation error: grammar is not valid: "),

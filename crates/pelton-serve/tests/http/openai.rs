@@ -295,13 +295,18 @@ async fn last_message_can_be_continued() {
         request.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
         server.post("/v1/chat/completions", request).await.ok()["usage"]["prompt_tokens"].as_u64().expect("a count")
     };
-    let closed = ask(json!({"add_generation_prompt": false})).await;
+    let closed = ask(json!({"continue_final_message": false, "add_generation_prompt": false})).await;
     assert_eq!(
         ask(json!({"continue_final_message": true})).await,
         closed - 2,
         "the closing token and line end are gone"
     );
-    assert_eq!(ask(json!({})).await, closed + 11);
+    assert_eq!(ask(json!({})).await, closed - 2, "that is what happens anyway");
+    assert_eq!(ask(json!({"add_generation_prompt": true})).await, closed + 11);
+    assert_eq!(ask(json!({"continue_final_message": false})).await, closed + 11);
+    let effort =
+        server.post("/v1/chat/completions", json!({"messages": messages, "max_tokens": 1, "reasoning_effort": "low"}));
+    effort.await.ok();
 }
 
 #[tokio::test]

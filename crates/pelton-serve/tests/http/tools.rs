@@ -120,6 +120,10 @@ async fn who_has_no_use_for_tools_answers_without_them_and_pays_for_both() {
     assert_eq!(text.len(), 40);
     assert!(letters(0, 100).contains(&text));
     server.until("nothing is left behind", |gauges| gauges.running == 0).await;
+    let metrics = String::from_utf8(server.get("/metrics").await.body.to_vec()).expect("text");
+    for line in ["tgi_request_count 3", "tgi_request_success 3", "tgi_request_failure{err=\"dropped\"} 0"] {
+        assert!(metrics.lines().any(|found| found == line), "asked twice is one request: no {line}");
+    }
 }
 
 #[tokio::test]
@@ -153,6 +157,17 @@ async fn a_conversation_goes_on_after_a_call() {
 }
 
 #[tokio::test]
+async fn parameters_may_be_referred_to() {
+    let server = Setup::alphabet().start().await;
+    let mut tool = function("add");
+    let arguments = tool["function"]["parameters"].take();
+    tool["function"]["parameters"] =
+        json!({"$ref": "#/definitions/Arguments", "definitions": {"Arguments": arguments}});
+    let answer = whole(&server, json!({"tools": [tool], "tool_choice": "required"})).await;
+    check_arguments(&call(&answer).1);
+}
+
+#[tokio::test]
 async fn mistakes_with_tools_are_told() {
     let server = Setup::alphabet().start().await;
     for (extra, status, words) in [
@@ -164,6 +179,8 @@ async fn mistakes_with_tools_are_told() {
         (json!({"tools": [{"type": "retrieval", "function": {"name": "f"}}]}), 400, "`tools[0].type`"),
         (json!({"tools": [{"function": {"name": ""}}]}), 400, "`tools[0].function.name`"),
         (json!({"tools": vec![function("f"); 200]}), 400, "200"),
+        (json!({"tools": [{"function": {"name": "f", "parameters": {"anyOf": []}}}]}), 400, "parameters.anyOf`"),
+        (json!({"tools": [{"function": {"name": "f", "parameters": {"$ref": "#"}}}]}), 400, "parameters.$ref`"),
         (json!({"n": 2}), 400, "`n`"),
         (json!({"functions": []}), 400, "`functions`"),
     ] {

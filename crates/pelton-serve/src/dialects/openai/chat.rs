@@ -7,7 +7,7 @@ use axum::response::{AppendHeaders, IntoResponse, Json, Response};
 use http::HeaderMap;
 use pelton_protocol::openai::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, ChatRequest,
-    ChatResponse, ChatTokenLogprob, ChatTopLogprob, Content, Usage,
+    ChatResponse, ChatTokenLogprob, ChatTopLogprob, Content,
 };
 use pelton_protocol::sse::DONE;
 use pelton_text::TextModel;
@@ -22,7 +22,7 @@ use super::{
 use crate::dialects::grammar;
 use crate::generate::{
     Chat, DetailsRequest, Field, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, GeneratedToken,
-    Generation, Prompt, ServeError, submit,
+    Generation, Prompt, ServeError, submit, submit_instead,
 };
 use crate::metrics::RequestRecord;
 use crate::server::{Server, unix_seconds};
@@ -111,14 +111,20 @@ pub(in crate::dialects) fn parse(
     if max_tokens == Some(0) {
         return Err(ServeError::value(Field::MaxTokens, "must be >= 1", 0));
     }
-    let continue_final_message = wire.continue_final_message == Some(true);
-    if continue_final_message && wire.add_generation_prompt == Some(true) {
-        let message = "`continue_final_message` and `add_generation_prompt` exclude each other".into();
-        return Err(ServeError::Conflict { field: "continue_final_message", message });
-    }
+    // Unless told otherwise, what the assistant has begun to say is continued, as text-generation-inference does.
+    let is_begun = |message: &ChatMessage| message.role == "assistant" && message.content.is_some();
+    let continue_final_message = match (wire.continue_final_message, wire.add_generation_prompt) {
+        (Some(true), Some(true)) => {
+            let message = "`continue_final_message` and `add_generation_prompt` exclude each other".into();
+            return Err(ServeError::Conflict { field: "continue_final_message", message });
+        }
+        (None, None) => wire.messages.last().is_some_and(is_begun),
+        (wanted, _) => wanted == Some(true),
+    };
     let mut variables = wire.chat_template_kwargs.unwrap_or_default();
-    if let Some(documents) = wire.documents {
-        variables.insert("documents".into(), documents);
+    let for_template = [("documents", wire.documents), ("reasoning_effort", wire.reasoning_effort)];
+    for (name, value) in for_template {
+        variables.extend(value.map(|value| (name.to_owned(), value)));
     }
     let tools = Tools::parse(wire.tools.as_ref(), wire.tool_choice.as_ref(), wire.tool_prompt)?;
     let grammar = grammar::of_fields(fields)?;
@@ -182,7 +188,6 @@ fn refuse_unsupported(wire: &ChatRequest) -> Result<(), ServeError> {
     let is_text = |kinds: &Value| kinds.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"));
     refuse_set("functions", &wire.functions)?;
     refuse_set("function_call", &wire.function_call.as_ref().filter(|choice| !is_none(choice)))?;
-    refuse_set("reasoning_effort", &wire.reasoning_effort)?;
     refuse_set("echo", &wire.echo.filter(|&wanted| wanted))?;
     refuse_set("chat_template", &wire.chat_template)?;
     refuse_set("modalities", &wire.modalities.as_ref().filter(|kinds| !is_text(kinds)))
@@ -221,15 +226,16 @@ fn template_message(index: usize, message: ChatMessage) -> Result<Value, ServeEr
     Ok(Value::Object(fields))
 }
 
-/// Submits `request`. A model that may call tools and will not is asked again without them, as soon as it says so; what that took is returned as well.
+/// Submits `request`. A model that may call tools and will not is asked again without them, as soon as it says so; how many tokens it took to say it is
+/// returned as well.
 async fn begin(
     server: &Arc<Server>,
     request: GenerateRequest,
     asked: &mut Asked,
     arrival: Arrival,
-) -> Result<(GenerateStream, Spent), ServeError> {
-    let mut stream = submit(server, request, arrival.clone()).await?;
-    let Some(without_tools) = asked.without_tools.take() else { return Ok((stream, Spent::default())) };
+) -> Result<(GenerateStream, u32), ServeError> {
+    let mut stream = submit(server, request, arrival).await?;
+    let Some(without_tools) = asked.without_tools.take() else { return Ok((stream, 0)) };
     let (mut seen, mut call) = (Vec::new(), ToolText::default());
     while call.name().is_none() {
         let Some(event) = stream.next().await.transpose()? else { break };
@@ -240,33 +246,11 @@ async fn begin(
     }
     if call.name() != Some(NO_TOOL) {
         stream.put_back(seen);
-        return Ok((stream, Spent::default()));
+        return Ok((stream, 0));
     }
-    let RequestRecord { num_prompt_tokens, num_generated_tokens, num_cached_tokens, .. } = stream.record();
-    // Its place is free before another one is asked for.
-    drop(stream);
+    let num_spent_tokens = stream.record().num_generated_tokens;
     asked.call_id = None;
-    let stream = submit(server, *without_tools, arrival).await?;
-    Ok((stream, Spent { num_prompt_tokens, num_generated_tokens, num_cached_tokens }))
-}
-
-/// Tokens of a generation that was given up.
-#[derive(Clone, Copy, Default)]
-struct Spent {
-    num_prompt_tokens: u32,
-    num_generated_tokens: u32,
-    num_cached_tokens: u32,
-}
-
-impl Spent {
-    /// Everything that was computed for the answer of `record`.
-    fn usage(&self, record: &RequestRecord) -> Usage {
-        let mut record = record.clone();
-        record.num_prompt_tokens += self.num_prompt_tokens;
-        record.num_generated_tokens += self.num_generated_tokens;
-        record.num_cached_tokens += self.num_cached_tokens;
-        usage_of(&record)
-    }
+    Ok((submit_instead(stream, *without_tools).await?, num_spent_tokens))
 }
 
 /// Why a choice ended; a whole call is an end of its own.
@@ -285,7 +269,7 @@ async fn whole(
     mut asked: Asked,
     arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let (stream, spent) = begin(server, request, &mut asked, arrival).await?;
+    let (stream, _) = begin(server, request, &mut asked, arrival).await?;
     let prompts = stream.prompts().to_vec();
     let Generation { prompt_logprobs: foretold, choices, record } = Generation::fold(stream).await?;
     let headers = timing::whole_headers(server, &prompts, &record);
@@ -305,7 +289,7 @@ async fn whole(
         model: asked.model,
         system_fingerprint: Some(system_fingerprint()),
         choices: choices.into_iter().enumerate().map(answer).collect(),
-        usage: Some(spent.usage(&record)),
+        usage: Some(usage_of(&record)),
         prompt_logprobs: asked.prompt_top_tokens.zip(prompts.first()).map(|(top, prompt)| {
             let foretold = foretold.first().and_then(Option::as_deref).unwrap_or_default();
             prompt_logprobs(prompt, foretold, top, server.text())
@@ -350,9 +334,9 @@ async fn stream(
     mut asked: Asked,
     arrival: Arrival,
 ) -> Result<Response, ServeError> {
-    let (stream, spent) = begin(server, request, &mut asked, arrival).await?;
+    let (stream, num_spent_tokens) = begin(server, request, &mut asked, arrival).await?;
     let headers = timing::stream_headers(server, stream.prompts());
-    let chunks = Chunks::new(server.text().clone(), asked, spent, &stream);
+    let chunks = Chunks::new(server.text().clone(), asked, num_spent_tokens, &stream);
     Ok(sse::response(headers, stream, chunks))
 }
 
@@ -363,7 +347,6 @@ struct Chunks {
     has_begun: Vec<bool>,
     num_prompt_tokens: u32,
     num_generated_tokens: u32,
-    spent: Spent,
     /// The call, if the answer is one.
     call: ToolText,
     /// Written again and again with other contents; always one choice.
@@ -371,7 +354,7 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn new(text: TextModel, mut asked: Asked, spent: Spent, stream: &GenerateStream) -> Self {
+    fn new(text: TextModel, mut asked: Asked, num_spent_tokens: u32, stream: &GenerateStream) -> Self {
         let choice = ChatChunkChoice {
             index: 0,
             delta: ChatDelta::default(),
@@ -389,14 +372,12 @@ impl Chunks {
             usage: None,
         };
         let has_begun = vec![false; stream.num_sequences() as usize];
-        let num_prompt_tokens: u32 = stream.prompts().iter().map(|prompt| prompt.tokens.len() as u32).sum();
         Self {
             text,
             asked,
             has_begun,
-            num_prompt_tokens: num_prompt_tokens + spent.num_prompt_tokens,
-            num_generated_tokens: spent.num_generated_tokens,
-            spent,
+            num_prompt_tokens: stream.record().num_prompt_tokens,
+            num_generated_tokens: num_spent_tokens,
             call: ToolText::default(),
             chunk,
         }
@@ -475,7 +456,7 @@ impl sse::Chunks for Chunks {
     fn end(&mut self, record: &RequestRecord, out: &mut Vec<u8>) {
         if self.asked.usage.at_end {
             self.chunk.choices.clear();
-            self.chunk.usage = Some(self.spent.usage(record));
+            self.chunk.usage = Some(usage_of(record));
             sse::write(&self.chunk, out);
         }
         out.extend_from_slice(DONE);

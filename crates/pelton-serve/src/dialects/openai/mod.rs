@@ -29,7 +29,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::VERSION;
 use crate::ServeConfig;
-use crate::generate::{Field, FinishReason, PreparedPrompt, ServeError};
+use crate::generate::{Field, FinishReason, Invalid, PreparedPrompt, ServeError};
 use crate::metrics::RequestRecord;
 use crate::refusal;
 use crate::server::Server;
@@ -62,6 +62,7 @@ const MAX_ID_CHARACTERS: usize = 128;
 fn chosen(config: &ServeConfig, requested: Option<String>) -> (String, Option<AdapterId>) {
     match requested {
         None => (config.model_name().to_owned(), None),
+        Some(name) if name == "tgi" && config.adapter(&name).is_none() => (config.model_name().to_owned(), None),
         Some(name) => (name.chars().take(MAX_NAME_CHARACTERS).collect(), config.adapter(&name)),
     }
 }
@@ -196,6 +197,10 @@ fn refusal_body(error: &ServeError, names: Names) -> (StatusCode, ErrorBody) {
         }
     };
     let message = match error {
+        // The words by which clients know that a prompt must be shortened.
+        ServeError::Invalid(invalid @ Invalid::TotalTooLong { max, .. }) => {
+            format!("This model's maximum context length is {max} tokens: {}", invalid.message(names))
+        }
         ServeError::Invalid(invalid) => invalid.message(names),
         error => error.to_string(),
     };

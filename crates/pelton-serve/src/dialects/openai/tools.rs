@@ -17,6 +17,10 @@ pub(super) const NAME: &str = "_name";
 /// Functions that one request may bring along.
 const MAX_TOOLS: usize = 128;
 
+/// Keywords that say what an object may hold without naming it in `properties`.
+const BESIDE_PROPERTIES: [&str; 8] =
+    ["$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "dependentSchemas"];
+
 /// Characters of a function's name.
 const MAX_NAME_CHARACTERS: usize = 256;
 
@@ -86,7 +90,7 @@ impl Tools {
     /// What the prompt tells.
     pub(super) fn told(&self) -> ChatTools {
         let mut list: Vec<Value> = self.functions.iter().map(|function| function.told.clone()).collect();
-        let mut prompt = "\nAnswer with one JSON object that calls one of the functions: {\"function\": {\"_name\": NAME, ...}}, \
+        let mut prompt = "Answer with one JSON object that calls one of the functions: {\"function\": {\"_name\": NAME, ...}}, \
                           with the function's name and beside it the arguments that fit the conversation, as plain values.\n"
             .to_owned();
         if self.may_answer {
@@ -133,9 +137,13 @@ impl Function {
         let parameters = function.get("parameters").or_else(|| function.get("arguments"));
         let parameters = match parameters {
             None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(parameters)) => parameters.clone(),
+            Some(Value::Object(parameters)) => resolved(parameters),
             Some(_) => return Err(shape(path(".function.parameters"), "must be an object")),
         };
+        // What stands beside the properties of a call would have to hold for `_name` too.
+        if let Some(keyword) = BESIDE_PROPERTIES.into_iter().find(|keyword| parameters.contains_key(*keyword)) {
+            return Err(shape(path(&format!(".function.parameters.{keyword}")), "is not supported at the top level"));
+        }
         let mut told = Map::from_iter([("name".to_owned(), Value::String(name.clone()))]);
         told.extend(function.get("description").map(|text| ("description".to_owned(), text.clone())));
         told.insert("parameters".to_owned(), Value::Object(parameters.clone()));
@@ -160,6 +168,15 @@ impl Function {
         };
         call_of(&self.name, properties, required, others)
     }
+}
+
+/// `parameters`, or what they refer to: generators of schemas write `{"$ref": "#/$defs/Arguments", "$defs": ...}`.
+fn resolved(parameters: &Map<String, Value>) -> Map<String, Value> {
+    let target = parameters.get("$ref").and_then(Value::as_str).and_then(|path| path.strip_prefix('#'));
+    let all = Value::Object(parameters.clone());
+    let Some(Value::Object(target)) = target.and_then(|path| all.pointer(path)) else { return parameters.clone() };
+    let others = parameters.iter().filter(|(keyword, _)| *keyword != "$ref");
+    target.iter().chain(others).map(|(keyword, value)| (keyword.clone(), value.clone())).collect()
 }
 
 fn call_of(name: &str, arguments: Map<String, Value>, required: Vec<Value>, others: Value) -> Value {

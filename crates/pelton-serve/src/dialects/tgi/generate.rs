@@ -170,6 +170,9 @@ fn check(parameters: &GenerateParameters, config: &ServeConfig, delivery: Delive
 
     let best_of = best_of.unwrap_or(1);
     let max_best_of = config.max_best_of;
+    if best_of != 1 && max_best_of == 1 {
+        return conflict("best_of", "`best_of` != 1 is not allowed for this endpoint");
+    }
     if best_of == 0 || best_of > max_best_of {
         return Err(ServeError::value(Field::BestOf, format!("must be > 0 and <= {max_best_of}"), best_of));
     }
