@@ -25,7 +25,8 @@ pub trait TokenConstraint: Send {
     /// As of [`TokenConstraint::allow`].
     fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError>;
 
-    /// If `token`, any but a stop token, may come next, it has come, and the answer is true. To be cheaper than [`TokenConstraint::allow`], and to agree with it.
+    /// If `token`, any but a stop token, may come next, it has come, and the answer is true. To be cheaper than [`TokenConstraint::allow`],
+    /// and to agree with it.
     ///
     /// # Errors
     /// As of [`TokenConstraint::allow`].
