@@ -19,5 +19,5 @@ mod web;
 pub use batches::BatchView;
 pub use line::Line;
 pub use terminal::TerminalView;
-pub use tty::TerminalError;
+pub use tty::{TerminalError, leave as leave_terminal};
 pub use web::{Download, Form, WebError, WebPage};

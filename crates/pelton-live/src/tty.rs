@@ -62,8 +62,8 @@ impl Drop for Screen {
     }
 }
 
-/// Gives the terminal back, once.
-fn leave() {
+/// Gives the terminal back, if a view has it: for those who end the process.
+pub fn leave() {
     if IS_OPEN.swap(false, Ordering::SeqCst) {
         // There is nothing to be done about a terminal that went away.
         let _ = execute!(io::stderr(), LeaveAlternateScreen, cursor::Show);

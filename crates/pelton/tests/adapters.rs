@@ -1,6 +1,7 @@
 //! A small model with adapters through the whole engine: what a sequence says depends on its own adapter alone, bit for bit.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pelton_cpu::{CpuBackend, CpuConfig};
@@ -11,12 +12,23 @@ use pelton_engine::{
 use pelton_model::{AdapterSource, KvBudget, LoadOptions, ModelFiles, load};
 
 const ADAPTERS: [&str; 2] = ["llama_all", "llama_attention"];
-const MAX_TOKENS: u32 = 10;
+const MAX_TOKENS: u32 = 100;
 
 /// Cached prompt tokens, then tokens with the bits of their log-probabilities.
 type Answer = (u32, Vec<(TokenId, u32)>);
 
-fn engine(prefix_cache: bool, max_step_tokens: u32) -> EngineHandle {
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    prefix_cache: bool,
+    max_step_tokens: u32,
+    speculate: u32,
+    kv_tokens: usize,
+}
+
+const ROOMY: Settings = Settings { prefix_cache: true, max_step_tokens: 256, speculate: 0, kv_tokens: 8192 };
+
+fn engine(settings: Settings) -> EngineHandle {
+    let Settings { prefix_cache, max_step_tokens, speculate, kv_tokens } = settings;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
     let files = |folder: &str| ModelFiles::directory(fixtures.join(folder)).unwrap();
     let adapter =
@@ -25,12 +37,13 @@ fn engine(prefix_cache: bool, max_step_tokens: u32) -> EngineHandle {
         max_step_rows: max_step_tokens as usize,
         max_logit_rows: 32,
         max_positions: Some(256),
-        kv_budget: KvBudget::Tokens(8192),
+        kv_budget: KvBudget::Tokens(kv_tokens),
         adapters: ADAPTERS.iter().map(adapter).collect(),
         ..LoadOptions::default()
     };
     let decoder = load(&files("models/gqa"), CpuBackend::new(CpuConfig::default()).unwrap(), &options).unwrap();
-    let config = EngineConfig { max_step_tokens, max_sequences: 32, prefix_cache, ..EngineConfig::default() };
+    let config =
+        EngineConfig { max_step_tokens, max_sequences: 32, prefix_cache, speculate, ..EngineConfig::default() };
     pelton_engine::start(Box::new(decoder), config).unwrap()
 }
 
@@ -70,26 +83,36 @@ fn end(engine: &EngineHandle) {
 
 #[test]
 fn sequences_of_several_adapters_in_one_batch_say_what_each_says_alone() {
-    let single = engine(false, 256);
+    let single = engine(Settings { prefix_cache: false, ..ROOMY });
     let expected = alone(&single);
     end(&single);
     for three in expected.chunks(3) {
         assert!(three[0] != three[1] && three[0] != three[2] && three[1] != three[2], "adapters differ");
     }
-    for (prefix_cache, max_step_tokens) in [(true, 256), (true, 48), (false, 64)] {
-        let engine = engine(prefix_cache, max_step_tokens);
+    for settings in [
+        ROOMY,
+        Settings { max_step_tokens: 48, ..ROOMY },
+        Settings { prefix_cache: false, max_step_tokens: 64, ..ROOMY },
+        // Guesses, and room for a third of the sequences.
+        Settings { speculate: 4, ..ROOMY },
+        Settings { speculate: 4, kv_tokens: 600, ..ROOMY },
+    ] {
+        let engine = engine(settings);
         let mut streams: Vec<_> = requests().into_iter().map(|request| engine.submit(request).unwrap()).collect();
         for (index, streams) in streams.iter_mut().enumerate() {
             let (_, tokens) = read(&mut streams[0]);
-            assert_eq!(tokens, expected[index].1, "request {index}, {max_step_tokens} tokens a step");
+            assert_eq!(tokens, expected[index].1, "request {index}, {settings:?}");
         }
+        let gauges = engine.gauges();
+        assert_eq!(gauges.drafted_tokens.load(Ordering::Relaxed) > 0, settings.speculate > 0, "{settings:?}");
+        assert_eq!(gauges.preemptions.load(Ordering::Relaxed) > 0, settings.kv_tokens < 1000, "{settings:?}");
         end(&engine);
     }
 }
 
 #[test]
 fn prefixes_are_found_again_within_an_adapter_and_never_between_two() {
-    let engine = engine(true, 256);
+    let engine = engine(ROOMY);
     let (cold, warm) = (alone(&engine), alone(&engine));
     for (index, (cold, warm)) in cold.into_iter().zip(warm).enumerate() {
         let num_prompt_tokens = requests()[index].prompt.len() as u32;

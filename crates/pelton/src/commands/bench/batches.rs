@@ -321,6 +321,7 @@ fn stop_at_interrupt(control: &Control) -> Result<()> {
                 control.stop();
             }
             if pelton_bench::interrupt::interrupted().await.is_ok() {
+                pelton_live::leave_terminal();
                 std::process::exit(130);
             }
         });
