@@ -56,10 +56,11 @@ pub struct ChatRequest {
     /// Put the last message before the generated text when it has the answer's role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub echo: Option<bool>,
-    /// End the prompt with the beginning of an answer; true by default.
+    /// End the prompt with the beginning of an answer; true by default, unless the last message is continued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_generation_prompt: Option<bool>,
-    /// Continue the last message instead of beginning a new one.
+    /// Continue the last message instead of beginning a new one. By default that is so when the assistant has begun to say something in it, and
+    /// `add_generation_prompt` is absent too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continue_final_message: Option<bool>,
     /// Documents for the template.

@@ -304,6 +304,8 @@ async fn last_message_can_be_continued() {
     assert_eq!(ask(json!({})).await, closed - 2, "that is what happens anyway");
     assert_eq!(ask(json!({"add_generation_prompt": true})).await, closed + 11);
     assert_eq!(ask(json!({"continue_final_message": false})).await, closed + 11);
+    let nothing_said = json!([{"role": "user", "content": "ab"}, {"role": "assistant", "content": ""}]);
+    assert_eq!(ask(json!({"messages": nothing_said})).await, closed + 9, "there is nothing to go on from");
     let effort =
         server.post("/v1/chat/completions", json!({"messages": messages, "max_tokens": 1, "reasoning_effort": "low"}));
     effort.await.ok();
@@ -320,8 +322,9 @@ async fn models() {
     let answer = server.get("/v1/models/three").await;
     assert_eq!(answer.status, StatusCode::NOT_FOUND);
     assert_eq!(answer.json()["error"]["type"], "NotFoundError");
-    let answer = server.post("/v1/completions", json!({"prompt": "abc"})).await.ok();
-    assert_eq!(answer["model"], "one");
+    for asked in [json!({"prompt": "abc"}), json!({"prompt": "abc", "model": "tgi"})] {
+        assert_eq!(server.post("/v1/completions", asked).await.ok()["model"], "one");
+    }
 }
 
 #[tokio::test]

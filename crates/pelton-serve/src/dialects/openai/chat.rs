@@ -112,7 +112,11 @@ pub(in crate::dialects) fn parse(
         return Err(ServeError::value(Field::MaxTokens, "must be >= 1", 0));
     }
     // Unless told otherwise, what the assistant has begun to say is continued, as text-generation-inference does.
-    let is_begun = |message: &ChatMessage| message.role == "assistant" && message.content.is_some();
+    let is_begun = |message: &ChatMessage| match &message.content {
+        Some(Content::Text(text)) => message.role == "assistant" && !text.trim().is_empty(),
+        Some(Content::Parts(_)) => message.role == "assistant",
+        None => false,
+    };
     let continue_final_message = match (wire.continue_final_message, wire.add_generation_prompt) {
         (Some(true), Some(true)) => {
             let message = "`continue_final_message` and `add_generation_prompt` exclude each other".into();
