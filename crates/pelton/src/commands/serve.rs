@@ -220,30 +220,16 @@ async fn serve(
     Ok(pelton_serve::run(listener, server, stop).await)
 }
 
-/// Resolves at SIGTERM or Ctrl-C.
-async fn stop_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => {
-            tracing::warn!(%error, "cannot listen for SIGTERM, only Ctrl-C stops the server gracefully");
-            let _ = interrupt.await;
-            return;
-        }
-    };
-    tokio::select! {
-        _ = interrupt => {}
-        _ = terminate.recv() => {}
-    }
-}
-
 /// Listens for SIGTERM and Ctrl-C from now on; the first process of a container ignores them otherwise. While the model is loaded (the flag says so) they end
 /// the process, afterwards they are what is waited for.
 fn listen_for_stop(runtime: &tokio::runtime::Runtime) -> (impl Future<Output = ()>, Arc<AtomicBool>) {
     let is_loading = Arc::new(AtomicBool::new(true));
     let loading = Arc::clone(&is_loading);
     let stopped = runtime.spawn(async move {
-        stop_signal().await;
+        if let Err(error) = pelton_bench::interrupt::interrupted().await {
+            tracing::warn!(%error, "cannot listen for signals: they end the server without grace");
+            std::future::pending::<()>().await;
+        }
         if loading.load(Ordering::Relaxed) {
             eprintln!("error: stopped while the model was loaded");
             std::process::exit(1);
