@@ -269,7 +269,15 @@ pub fn measure(
     see: &mut See<'_>,
     control: &Control,
 ) -> Result<String, BenchError> {
-    let num_waves = (batches.warmups + batches.runs) as usize;
+    let num_waves = batches.warmups.saturating_add(batches.runs) as usize;
+    for &size in &batches.sizes {
+        let requests = (size as u64).saturating_mul(num_waves as u64);
+        if requests > MAX_REQUESTS {
+            return Err(BenchError::Plan(format!(
+                "batch size {size} with {num_waves} runs, warm-ups included, is {requests} requests, limit {MAX_REQUESTS}"
+            )));
+        }
+    }
     let wave = |&size: &usize| Case::Waves(Waves { sizes: vec![size; num_waves], pause: Duration::ZERO });
     let plan = BenchPlan {
         target,
@@ -354,7 +362,7 @@ impl Watch for WaveWatch<'_, '_> {
             }
             Sight::Moment(_, rows) => self.take(rows),
             Sight::Ends(result) => self.end(result),
-            Sight::Begins { .. } | Sight::Found { .. } | Sight::Server(_) => {}
+            Sight::Begins { .. } | Sight::Series(_) | Sight::Found { .. } | Sight::Server(_) => {}
         }
     }
 }

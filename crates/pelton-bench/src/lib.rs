@@ -109,7 +109,8 @@ impl From<Failure> for BenchError {
     }
 }
 
-/// Runs a load test on the calling thread. `command` is stored in the results; `watch` sees it go on, `control` ends it early.
+/// Runs a load test on the calling thread. `command` is stored in the results; `watch` sees it go on, `control` ends it early. Signals are
+/// the caller's ([`interrupt`]).
 ///
 /// # Errors
 /// Only what prevents the test: an impossible plan, a server that cannot be reached or asked. Requests that fail are rows.
@@ -257,10 +258,8 @@ impl Tester<'_> {
             let each = began.elapsed().checked_div(self.runs.len() as u32).unwrap_or(self.plan.limits.duration);
             let left = (each * remaining as u32).min(plan.max_time.saturating_sub(began.elapsed()));
             let state = searching.state();
-            self.watch.see(Sight::Preparing(&format!(
-                "search: {state}; about {remaining} runs, {:.0} s left",
-                left.as_secs_f64()
-            )));
+            self.watch
+                .see(Sight::Series(&format!("about {remaining} more, {:.0} s left; {state}", left.as_secs_f64())));
             // Plans are checked: there is a case.
             let like = &self.plan.load.cases[0];
             let (run, of) = (self.runs.len(), self.runs.len() + remaining);
@@ -298,6 +297,9 @@ impl Tester<'_> {
         let counting = self.client.settle(&mut run.rows);
         let mut summary = stats::summarise(plan, &case, &mut run);
         summary.notes.extend(counting);
+        if run.is_steered {
+            summary.notes.push("the number of users was changed by hand while the run went on".to_owned());
+        }
         let (server_metrics, note) = scraper.map(|scraper| scraper.finish(run.began)).unzip();
         summary.notes.extend(note.flatten().or_else(|| self.metrics.clone().err()));
         self.is_interrupted = run.interrupted;

@@ -116,6 +116,15 @@ fn check(parts: &[Results]) -> Result<(), MergeError> {
         if part.plan.workload.seed != first.plan.workload.seed {
             return different("seed");
         }
+        if part.plan.workload != first.plan.workload {
+            return different("workload");
+        }
+        if part.plan.limits != first.plan.limits {
+            return different("duration or number of requests");
+        }
+        if (part.plan.warmup, part.plan.cooldown) != (first.plan.warmup, first.plan.cooldown) {
+            return different("warm-up or cool-down");
+        }
         if part.runs.len() != first.runs.len() || part.runs.iter().zip(&first.runs).any(|(a, b)| a.case != b.case) {
             return different("list of runs");
         }
@@ -143,7 +152,8 @@ fn check(parts: &[Results]) -> Result<(), MergeError> {
 fn join(whole: &Results, number: usize, parts: Vec<RunResult>) -> Result<RunResult, MergeError> {
     let began_unix_s = parts.iter().map(|part| part.began_unix_s).fold(f64::INFINITY, f64::min);
     let wall_s = parts.iter().map(|part| part.began_unix_s - began_unix_s + part.wall_s).fold(0.0, f64::max);
-    let summaries: Vec<Summary> = parts.iter().map(|part| part.summary.clone()).collect();
+    let summaries: Vec<(f64, Summary)> =
+        parts.iter().map(|part| (part.began_unix_s - began_unix_s, part.summary.clone())).collect();
     let is_interrupted = parts.iter().any(|part| part.is_interrupted);
     let mut histograms: Option<Histograms> = None;
     let (mut rows, mut dropped_us): (Vec<Row>, Vec<u64>) = (Vec::new(), Vec::new());
@@ -175,6 +185,7 @@ fn join(whole: &Results, number: usize, parts: Vec<RunResult>) -> Result<RunResu
         rows: &rows,
         dropped_us: &dropped_us,
         parts: &summaries,
+        is_interrupted,
         histograms: histograms.as_ref(),
     };
     let summary = merged.summary(&whole.plan).map_err(|why| MergeError::Histogram { part: number, why })?;

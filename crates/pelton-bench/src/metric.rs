@@ -172,7 +172,9 @@ impl Metric {
             Metric::ErrorRate => {
                 "measured requests without a complete answer / measured requests. They are in no latency."
             }
-            Metric::DropRate => "starts that found too many requests running / all starts due. Open loop only.",
+            Metric::DropRate => {
+                "starts that found too many running / all starts due; a conversation is one start. Open loop only."
+            }
             Metric::Goodput => {
                 "good answers that became complete inside the measured window / its length. An answer is good if it is complete and the \
                  request meets every target that judges requests: by its own value, and for itl and chunk-gap by the target's aggregate \
@@ -230,7 +232,7 @@ impl Metric {
             Metric::InputTokensPerSecond => Some(summary.rates.input_tokens_per_s),
             Metric::Concurrency => Some(summary.rates.concurrency),
             Metric::ErrorRate => share(requests.failed, requests.measured),
-            Metric::DropRate => share(requests.dropped, requests.started + requests.dropped),
+            Metric::DropRate => share(requests.dropped, requests.started - requests.follow_ups + requests.dropped),
             Metric::Goodput => Some(summary.goodput.as_ref()?.requests_per_s),
             Metric::Attainment => Some(summary.goodput.as_ref()?.attainment),
             _ => None,

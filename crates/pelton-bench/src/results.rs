@@ -53,7 +53,7 @@ pub struct Server {
     pub provider: Option<Provider>,
     /// The model's name in requests; empty for TGI.
     pub model: String,
-    /// `/info`, or else `/v1/models`, as answered; for KServe `server` (`/v2`) and `model` (`/v2/models/M`).
+    /// `/info`, or `/v1/info` of happy_vllm, or else `/v1/models`, as answered; for KServe `server` (`/v2`) and `model` (`/v2/models/M`).
     pub info: Value,
     /// `/v1/launch_arguments` of happy_vllm and servers like it; null elsewhere.
     #[serde(default)]

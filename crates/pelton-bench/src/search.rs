@@ -157,7 +157,10 @@ impl<'a> Searching<'a> {
             (None, Some(upper)) if upper.missed < 2 && upper.met == 0 => again(upper),
             (None, Some(_)) => Next::End(SearchEnd::NoneMeets),
             (Some(lower), None) if lower.level < self.plan.to => {
-                Next::Try(self.rounded((2.0 * lower.level).min(self.plan.to)), SearchStep::Growth)
+                // The bound itself is not rounded: a level beside it would never reach it.
+                let doubled = self.rounded(2.0 * lower.level);
+                let level = if doubled < self.plan.to { doubled } else { self.plan.to };
+                Next::Try(level, SearchStep::Growth)
             }
             (Some(lower), None) if lower.met < self.plan.confirm => again(lower),
             (Some(_), None) => Next::End(SearchEnd::UpperBound),
@@ -311,6 +314,17 @@ mod tests {
         assert_eq!((all.answer, all.end), (Some(100.0), SearchEnd::UpperBound));
         let none = search(&users, |_, _| false);
         assert_eq!((none.answer, none.end, none.trials.len()), (None, SearchEnd::NoneMeets, 2));
+    }
+
+    #[test]
+    fn a_bound_that_rounding_would_miss_is_reached() {
+        for to in [33.33, 2048.0, 1020.7] {
+            let mut plan = plan(SearchAxis::Rate, 1.0, to);
+            plan.precision = 0.1;
+            let all = search(&plan, |_, _| true);
+            assert_eq!((all.answer, all.end), (Some(to), SearchEnd::UpperBound));
+            assert!(all.trials.len() < 16, "{} runs", all.trials.len());
+        }
     }
 
     /// One bad moment at a level that meets the targets: two good runs outvote it.

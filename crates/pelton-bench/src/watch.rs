@@ -21,6 +21,8 @@ pub trait Watch {
 pub enum Sight<'a> {
     /// Work before the first request that may take a while, such as finding words for prompts.
     Preparing(&'a str),
+    /// Where a series of load tests is; stays until the next such word.
+    Series(&'a str),
     /// The server was asked what it is.
     Found {
         /// The dialect that will be spoken.
@@ -119,8 +121,9 @@ impl Control {
         let _ = self.stop.subscribe().wait_for(|times| *times > 1).await;
     }
 
-    /// Changes the number of users of a run whose load is [`Users::Steered`](crate::Users::Steered), at once; at most
-    /// [`MAX_USERS`](crate::MAX_USERS). Other loads keep their own number.
+    /// Changes the number of users of the run that goes on, at once; at most [`MAX_USERS`](crate::MAX_USERS). Loads that are neither
+    /// [`Users::Constant`](crate::Users::Constant) nor [`Users::Steered`](crate::Users::Steered) keep their own number, as do users with a
+    /// number of requests each.
     pub fn set_users(&self, users: usize) {
         self.users.send_replace(Some(users));
     }

@@ -13,9 +13,9 @@ use pelton_bench::search::SearchEnd;
 use pelton_bench::slo::Aggregate;
 use pelton_bench::watch::{Blind, Control, Sight, Watch};
 use pelton_bench::{
-    Arrival, BenchError, BenchPlan, Case, Goals, KeepRows, Limits, Load, Metric, MetricsPlan, MetricsSource,
-    OpenBounds, Outcome, Scale, SearchAxis, SearchPlan, Shard, Source, Stage, Starts, TargetPlan, Users, Warmup,
-    WorkloadPlan, compare,
+    Arrival, BenchError, BenchPlan, Case, Goals, KeepRows, Lengths, Limits, Load, Metric, MetricsPlan, MetricsSource,
+    OpenBounds, Outcome, PromptMix, Rates, Scale, SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts,
+    TargetPlan, Users, Warmup, WorkloadPlan, compare,
 };
 
 /// How long a test waits for a quiet moment.
@@ -119,15 +119,17 @@ impl Watch for Hand {
 #[test]
 fn a_hand_changes_the_number_of_users_and_ends_the_run() {
     let mock = paced(5, 1);
-    let control = Control::default();
-    let mut hand = Hand { control: control.clone(), seen: Vec::new() };
-    let case = Case::Closed { users: Users::Steered { from: 1 }, each: None };
-    let report = watched(&plan(&mock, case, 60_000, 100_000), &mut hand, &control);
-    assert_eq!(hand.seen, [1, 5, 2]);
-    let users: BTreeSet<u32> = report.runs[0].rows.iter().map(|row| row.user).collect();
-    assert_eq!(users.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-    let notes = &report.runs[0].summary.notes;
-    assert!(notes.iter().any(|note| note.contains("interrupted")), "{notes:?}");
+    for (users, words) in [(Users::Steered { from: 1 }, "interrupted"), (Users::Constant(1), "changed by hand")] {
+        let control = Control::default();
+        let mut hand = Hand { control: control.clone(), seen: Vec::new() };
+        let case = Case::Closed { users, each: None };
+        let report = watched(&plan(&mock, case, 60_000, 100_000), &mut hand, &control);
+        assert_eq!(hand.seen, [1, 5, 2]);
+        let users: BTreeSet<u32> = report.runs[0].rows.iter().map(|row| row.user).collect();
+        assert_eq!(users.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        let notes = &report.runs[0].summary.notes;
+        assert!(notes.iter().any(|note| note.contains(words)), "{notes:?}");
+    }
 }
 
 /// Tokens of a request under way are seen before it ends.
@@ -305,8 +307,9 @@ fn repetitions_are_interleaved_and_estimated_together() {
 
 #[test]
 fn differences_of_servers_are_told_and_equal_ones_are_not() {
+    // A busy machine may hold requests up for tens of milliseconds.
     let report = |first_ms| run(&plan(&paced(first_ms, 1), Load::users([2]), 30_000, 30));
-    let (fast, slow) = (report(10), report(60));
+    let (fast, slow) = (report(10), report(160));
     let (fast, slow) = ([&fast.runs[0]], [&slow.runs[0]]);
     let difference = compare(&fast, &slow, Metric::Ttft, Aggregate::P50).expect("both have first tokens");
     assert_eq!(difference.words(), "higher", "{difference:?}");
@@ -315,6 +318,26 @@ fn differences_of_servers_are_told_and_equal_ones_are_not() {
     let same = compare(&fast, &fast, Metric::Ttft, Aggregate::P50).expect("there are first tokens");
     assert_eq!((same.absolute(), same.words()), (0.0, "no significant difference"));
     assert_eq!(compare(&fast, &slow, Metric::Lateness, Aggregate::P50), None, "a closed loop has no lateness");
+}
+
+#[test]
+fn one_prompt_for_all_leaves_each_answer_its_own_length() {
+    let prompts: Arc<Mutex<HashSet<String>>> = Arc::default();
+    let list = Arc::clone(&prompts);
+    let mock = Mock::start(move |question| {
+        tgi_facts(question).unwrap_or_else(|| {
+            list.lock().expect("not poisoned").insert(question.body["inputs"].as_str().expect("a prompt").to_owned());
+            tgi_stream(question, Pace::ms(1, 1))
+        })
+    });
+    let mut plan = plan(&mock, Load::users([1]), 30_000, 20);
+    plan.workload.prompts = PromptMix::Same;
+    plan.workload.output_tokens = Some(Lengths::of(Shape::Uniform(2, 40)));
+    let report = run(&plan);
+    let lengths: BTreeSet<u32> = report.runs[0].rows.iter().map(|row| row.wished_tokens).collect();
+    assert!(lengths.len() > 5, "{lengths:?}");
+    // The sample, and the one prompt.
+    assert_eq!(prompts.lock().expect("not poisoned").len(), 2);
 }
 
 /// The shares of a plan, run one after another.
@@ -379,7 +402,7 @@ fn shares_of_a_closed_loop_divide_users_and_requests() {
 #[test]
 fn without_rows_histograms_are_merged() {
     // Far enough apart that a busy machine reads no two tokens at once, between which there would be no gap.
-    let mock = paced(20, 60);
+    let mock = paced(20, 200);
     let mut plan = plan(&mock, Load::users([2]), 30_000, 20);
     plan.goals = goals(&["ttft:p50<10s"], None);
     let with_rows = merge(shares(&plan, 2)).expect("shares of one test");
@@ -390,6 +413,13 @@ fn without_rows_histograms_are_merged() {
     let (a, b) = (&with_rows.runs[0].summary, &without.runs[0].summary);
     assert_eq!(a.requests, b.requests);
     assert_eq!(a.prompts, b.prompts);
+    // The shares ran one after another: all that was answered lies between the beginning of the first and the end of the last.
+    for summary in [a, b] {
+        let Rates { from_s, to_s, requests_per_s, .. } = summary.rates;
+        assert!(from_s < 0.1 && to_s > 4.0, "{from_s} {to_s}");
+        assert!((requests_per_s * (to_s - from_s) - 20.0).abs() < 0.5, "{requests_per_s} until {to_s} s");
+        assert!(summary.notes.iter().any(|note| note.contains("s apart")), "{:?}", summary.notes);
+    }
     let ttft = b.ttft_ms.as_ref().expect("histograms hold first tokens");
     assert_eq!((ttft.count, b.itl_ms.as_ref().map(|itl| itl.count)), (20, Some(20)));
     // Between the smallest and the largest of the parts, within the precision.

@@ -13,6 +13,8 @@ const SPAN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Line {
     bar: ProgressBar,
+    /// Where a series of tests is.
+    series: String,
     limits: Option<Limits>,
     /// The moment from which rates are taken.
     base: Moment,
@@ -25,7 +27,7 @@ impl Line {
         if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {elapsed} {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
-        Self { bar, limits: None, base: Moment::default() }
+        Self { bar, series: String::new(), limits: None, base: Moment::default() }
     }
 
     fn draw(&mut self, now: &Moment) {
@@ -60,9 +62,20 @@ impl Default for Line {
 impl Watch for Line {
     fn see(&mut self, sight: Sight<'_>) {
         match sight {
-            Sight::Preparing(what) => self.bar.set_message(what.to_owned()),
+            Sight::Series(place) => place.clone_into(&mut self.series),
+            Sight::Preparing(what) => {
+                // After a run: what is finished is not drawn any more.
+                if self.bar.is_finished() {
+                    self.bar.reset();
+                }
+                self.bar.set_prefix(self.series.clone());
+                self.bar.set_message(what.to_owned());
+            }
             Sight::Begins { case, limits, n, of } => {
-                let place = if of > 1 { format!(" ({} of {of})", n + 1) } else { String::new() };
+                let number = (of > 1).then(|| format!("{} of {of}", n + 1));
+                let series = Some(self.series.clone()).filter(|series| !series.is_empty());
+                let place = number.into_iter().chain(series).collect::<Vec<_>>().join(", ");
+                let place = if place.is_empty() { place } else { format!(" ({place})") };
                 self.bar.reset();
                 self.bar.set_prefix(format!("{case}{place}"));
                 self.limits = Some(limits.clone());

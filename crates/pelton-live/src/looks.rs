@@ -166,7 +166,7 @@ impl Watch for Looker {
     fn see(&mut self, sight: Sight<'_>) {
         // Between runs nothing is measured, and these few must arrive: they may wait for room. If nobody looks any more, they are gone.
         match sight {
-            Sight::Preparing(what) => {
+            Sight::Preparing(what) | Sight::Series(what) => {
                 let _ = self.looks.send(Look::Preparing(what.to_owned()));
             }
             Sight::Found { api, model } => {
@@ -179,7 +179,11 @@ impl Watch for Looker {
                     label: case.to_string(),
                     limits: limits.clone(),
                     late_after_us: late_after(case).map(|after| after.as_micros() as u64),
-                    is_steered: matches!(case, Case::Closed { users: Users::Steered { .. }, .. }),
+                    is_steered: matches!(
+                        case,
+                        Case::Closed { users: Users::Steered { .. }, .. }
+                            | Case::Closed { users: Users::Constant(_), each: None }
+                    ),
                     n,
                     of,
                 };

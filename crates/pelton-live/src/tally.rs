@@ -31,6 +31,9 @@ pub(crate) struct About {
     pub streams: bool,
     #[serde(skip)]
     pub warmup: Warmup,
+    /// Whether each run is a step of a search, which a hand would mislead.
+    #[serde(skip)]
+    pub is_search: bool,
 }
 
 impl About {
@@ -41,6 +44,7 @@ impl About {
             api: plan.target.api.map(|api| api.name()),
             streams: plan.target.stream,
             warmup: plan.warmup,
+            is_search: plan.goals.search.is_some(),
         }
     }
 }
@@ -143,6 +147,11 @@ pub(crate) struct Bar {
 impl Tally {
     pub fn new(about: About) -> Self {
         Self { about, preparing: None, run: None, num_begun: 0, done: VecDeque::new() }
+    }
+
+    /// The run that goes on, if its number of users may be changed.
+    pub fn steered(&self) -> Option<&Running> {
+        self.run.as_ref().filter(|run| run.begins.is_steered && !run.is_over && !self.about.is_search)
     }
 
     /// Takes in one look. True if a new point was made or something other than numbers changed.

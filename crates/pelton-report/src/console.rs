@@ -29,9 +29,12 @@ impl fmt::Display for Console<'_> {
                 write!(f, "\n{}\n{}", table.title, table.text())?;
             }
         }
-        Ok(())
+        f.write_str(FORMULAS)
     }
 }
+
+/// Where the formula of each number stands.
+const FORMULAS: &str = "\nformulas of all numbers: pelton bench explain\n";
 
 /// Prints load tests side by side.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ impl fmt::Display for Side<'_> {
         for (note, runs) in self.0.notes() {
             writeln!(f, "note: {note} ({runs})")?;
         }
-        Ok(())
+        f.write_str(FORMULAS)
     }
 }
 

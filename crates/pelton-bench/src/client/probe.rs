@@ -176,7 +176,10 @@ impl Questions {
             Some(provider) => Some(provider),
             None => self.provider(info.as_ref().filter(|_| is_tgi), models.as_ref()).await?,
         };
-        let info = info.filter(|_| is_tgi).or(models).unwrap_or(Value::Null);
+        // Servers around vLLM have it beside OpenAI's routes.
+        let vllm = if is_tgi { None } else { self.json(Method::GET, "/v1/info", Value::Null).await? };
+        let info = info.filter(|_| is_tgi).or(vllm.filter(|info| info.get("vllm_version").is_some()));
+        let info = info.or(models).unwrap_or(Value::Null);
         Ok(Found { api, provider, tensors: kserve::Model::new(&model, None, Vec::new()), model, info })
     }
 

@@ -1,5 +1,9 @@
 //! Where requests go, and what every one of them carries.
 
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
@@ -12,7 +16,10 @@ use crate::plan::TargetPlan;
 /// The server's address and what every request carries.
 #[derive(Clone, Debug)]
 pub struct Target {
-    address: std::net::SocketAddr,
+    /// Of the host, in the system's order: `localhost` is often two, of which a server may listen on one.
+    addresses: Arc<[SocketAddr]>,
+    /// The one that answered last.
+    answering: Arc<AtomicUsize>,
     tls: Option<Tls>,
     is_grpc: bool,
     /// In front of every route: of HTTP/1.1 a path without a slash at its end, of gRPC scheme and authority.
@@ -41,9 +48,13 @@ impl Target {
         }
         let host = host.trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(default_port);
-        let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(&(host, port))
-            .map_err(|error| bad(format!("names a host that cannot be resolved: {error}")))?;
-        let address = addresses.next().ok_or_else(|| bad("names a host without an address".to_owned()))?;
+        let addresses: Arc<[SocketAddr]> = (host, port)
+            .to_socket_addrs()
+            .map_err(|error| bad(format!("names a host that cannot be resolved: {error}")))?
+            .collect();
+        if addresses.is_empty() {
+            return Err(bad("names a host without an address".to_owned()));
+        }
         let protocol = if is_grpc { &b"h2"[..] } else { b"http/1.1" };
         let tls = if is_secure { Some(Tls::new(plan, host, protocol)?) } else { None };
 
@@ -74,7 +85,7 @@ impl Target {
             }
             headers.insert(header, value(name, text)?);
         }
-        Ok(Self { address, tls, is_grpc, prefix, headers })
+        Ok(Self { addresses, answering: Arc::default(), tls, is_grpc, prefix, headers })
     }
 
     /// Whether gRPC is spoken.
@@ -82,9 +93,20 @@ impl Target {
         self.is_grpc
     }
 
-    /// Opens a connection to the server.
+    /// Opens a connection to the server, at the first of its addresses that takes one. The error is of the one tried first.
     pub async fn connect(&self) -> std::io::Result<Connection> {
-        Connection::open(self.address, self.tls.as_ref(), self.is_grpc).await
+        let first = self.answering.load(Ordering::Relaxed);
+        let mut refused = None;
+        for at in (first..self.addresses.len()).chain(0..first) {
+            match Connection::open(self.addresses[at], self.tls.as_ref(), self.is_grpc).await {
+                Ok(connection) => {
+                    self.answering.store(at, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| std::io::ErrorKind::AddrNotAvailable.into()))
     }
 
     /// A request to the route `path`, which is a valid path.
@@ -95,5 +117,26 @@ impl Target {
         *request.uri_mut() = format!("{}{path}", self.prefix).parse().unwrap_or_default();
         *request.headers_mut() = self.headers.clone();
         request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `localhost` where the first of its addresses is the one on which nobody listens.
+    #[tokio::test]
+    async fn the_first_address_that_answers_is_taken() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let alive = listener.local_addr().expect("bound");
+        // Port 1 is nobody's.
+        let dead = SocketAddr::from(([127, 0, 0, 1], 1));
+        let target = Target::resolve(&TargetPlan::at(format!("http://{alive}"))).expect("an address");
+        let target = Target { addresses: [dead, alive].into(), ..target };
+        target.connect().await.expect("the second address answers");
+        assert_eq!(target.answering.load(Ordering::Relaxed), 1);
+        let nobody = Target { addresses: [dead].into(), answering: Arc::default(), ..target };
+        let error = nobody.connect().await.expect_err("nobody listens");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     }
 }

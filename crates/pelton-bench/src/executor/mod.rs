@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use crate::BenchError;
 use crate::client::Client;
-use crate::interrupt;
 use crate::machine::CpuTime;
 use crate::plan::{Case, Limits, Shard, Waves};
 use crate::recorder::Row;
@@ -42,6 +41,8 @@ pub struct Run {
     pub client: Option<CpuTime>,
     /// Whether the user ended the run early.
     pub interrupted: bool,
+    /// Whether a hand changed the number of users that the load has.
+    pub is_steered: bool,
 }
 
 /// What one case needs.
@@ -95,6 +96,8 @@ struct Live {
     /// Tokens that arrived; requests under way count into it.
     tokens: Rc<Cell<u64>>,
     dropped: Cell<u64>,
+    /// Whether a hand changed the number of users that the load has.
+    is_steered: Cell<bool>,
 }
 
 /// Adds 1.
@@ -192,6 +195,7 @@ pub async fn run(job: Job, watch: &mut dyn Watch, control: &Control) -> Result<R
         wall,
         client,
         interrupted: ending.interrupted,
+        is_steered: shared.live.is_steered.get(),
     })
 }
 
@@ -207,7 +211,7 @@ struct Ending {
     interrupted: bool,
 }
 
-/// Moves the phase: at the end of the duration, after the grace period, and at an interrupt (the second one cuts at once).
+/// Moves the phase: at the end of the duration, after the grace period, and when `control` stops (the second time cuts at once).
 async fn keep_time(
     began: Instant,
     limits: &Limits,
@@ -217,8 +221,6 @@ async fn keep_time(
 ) -> std::convert::Infallible {
     let interrupted = tokio::select! {
         () = tokio::time::sleep_until((began + limits.duration).into()) => false,
-        // Without signals there is no interrupt to wait for.
-        Ok(()) = interrupt::interrupted() => true,
         () = control.stopped() => true,
     };
     ending.stopped = Some(began.elapsed());
@@ -226,7 +228,6 @@ async fn keep_time(
     phase.send_replace(Phase::Ending);
     tokio::select! {
         () = tokio::time::sleep(limits.grace) => {}
-        Ok(()) = interrupt::interrupted() => ending.interrupted = true,
         () = control.cut() => ending.interrupted = true,
     }
     phase.send_replace(Phase::Cut);

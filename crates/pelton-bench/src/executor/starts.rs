@@ -47,7 +47,8 @@ pub fn schedule(job: &Job, starts: &Starts) -> Result<Schedule, BenchError> {
         Starts::Trace { path, speed } => {
             let entries = trace::read(path)?;
             let whole = job.limits.requests.min(entries.len() as u64);
-            let times = entries.iter().map(|entry| entry.at.div_f64(*speed));
+            let slowed = |at: Duration| Duration::try_from_secs_f64(at.as_secs_f64() / speed).unwrap_or(Duration::MAX);
+            let times = entries.iter().map(|entry| slowed(entry.at));
             (times.take(whole as usize).take_while(|&at| at < job.limits.duration).collect(), whole)
         }
     };

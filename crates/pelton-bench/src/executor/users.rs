@@ -72,10 +72,9 @@ impl Pool {
     pub async fn run(self, shared: &Rc<Shared>, control: &Control) -> Started {
         let Self { users, each, connections } = self;
         let (wish, wished) = watch::channel(Wish { users: 0, is_last: false });
-        let shard = shared.job.shard;
         let all = tokio::select! {
             all = follow(shared, wished, each, connections) => all,
-            never = steer(&users, shard, shared.began, &wish, control) => match never {},
+            never = steer(&users, each, shared, &wish, control) => match never {},
         };
         Started { dropped_us: Vec::new(), all }
     }
@@ -96,15 +95,27 @@ async fn connect(client: Rc<Client>, timeout: Duration) -> Option<Connection> {
 /// Changes the wish as the load says.
 async fn steer(
     users: &Users,
-    shard: Shard,
-    began: Instant,
+    each: Option<u64>,
+    shared: &Shared,
     wish: &watch::Sender<Wish>,
     control: &Control,
 ) -> std::convert::Infallible {
+    let (shard, began) = (shared.job.shard, shared.began);
     let set = |users: usize, is_last: bool| wish.send_replace(Wish { users: shard.part(users), is_last });
     match users {
-        Users::Constant(n) => {
+        // Users with a number of requests of their own end with these: a hand that may add others would keep the run waiting.
+        Users::Constant(n) if each.is_some() => {
             set(*n, true);
+        }
+        Users::Constant(n) => {
+            set(*n, false);
+            // What was said to an earlier run is not meant.
+            let mut wishes = control.users();
+            while wishes.changed().await.is_ok() {
+                let n = wishes.borrow_and_update().unwrap_or(*n).min(MAX_USERS);
+                set(n, false);
+                shared.live.is_steered.set(true);
+            }
         }
         Users::Ramping { from, stages } => {
             let mut steps = ramp_steps(*from, stages).into_iter().peekable();

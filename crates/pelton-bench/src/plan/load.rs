@@ -103,7 +103,7 @@ impl Default for OpenBounds {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Users {
-    /// Always as many.
+    /// Always as many, unless a hand changes it ([`Control::set_users`](crate::watch::Control::set_users)), which is noted.
     Constant(usize),
     /// From `from` to the target of each stage in turn; after the last one its target holds.
     Ramping {
@@ -305,8 +305,8 @@ fn check_starts(starts: &Starts) -> Result<(), String> {
             }
             arrival.check()
         }
-        Starts::Trace { speed, .. } if !(*speed > 0.0 && *speed <= 1e6) => {
-            Err(format!("speed of a trace must be above 0 and at most 1000000, given {speed}"))
+        Starts::Trace { speed, .. } if !(*speed >= 1e-6 && *speed <= 1e6) => {
+            Err(format!("speed of a trace must be in 0.000001..=1000000, given {speed}"))
         }
         Starts::Trace { .. } => Ok(()),
     }

@@ -34,7 +34,7 @@ pub const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 pub const MAX_USERS: usize = 20_000;
 
 /// What bounds one run. Both limits always hold; the first one reached ends it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// No request starts after this time.
     #[serde(with = "seconds", rename = "duration_s")]
@@ -102,7 +102,7 @@ impl BenchPlan {
         self.workload.check().map_err(BenchError::Plan)?;
         self.metrics.check().map_err(BenchError::Plan)?;
         let excluded = match self.warmup {
-            Warmup::Time(time) => time + self.cooldown,
+            Warmup::Time(time) => time.saturating_add(self.cooldown),
             Warmup::Requests(n) if n >= limits.requests => {
                 return refuse(format!("warm-up of {n} requests leaves none of {}", limits.requests));
             }

@@ -222,6 +222,9 @@ impl WorkloadPlan {
             return Err(format!("turns of {what} cannot be more than 1, given {}", self.turns));
         }
         match &self.source {
+            Source::Trace(_) if self.prompts == PromptMix::Same => {
+                return Err("a trace says which prompts share what: all the same cannot be wished too".to_owned());
+            }
             Source::Trace(_) if self.input_tokens.is_some() || self.output_tokens.is_some() => {
                 return Err(
                     "a trace says how long prompts and answers are: leave input and output tokens away".to_owned()

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Counts;
 use crate::executor::Run;
 
 /// What measuring cost.
@@ -30,7 +29,7 @@ pub enum ClientLimit {
     Busy(f64),
     /// The measuring thread waited for a processor for this share of the time, above 5 %.
     Waiting(f64),
-    /// This share of the measured requests started later than the plan allows, above 1 %.
+    /// This share of the measured starts came later than the plan allows, above 1 %.
     Late(f64),
 }
 
@@ -90,9 +89,9 @@ pub(super) fn cost(run: &Run) -> Option<ClientCost> {
     })
 }
 
-/// In which ways the client was the limit.
-pub(super) fn limits(cost: Option<&ClientCost>, requests: &Counts) -> Vec<ClientLimit> {
-    let late = requests.late as f64 / requests.measured.max(1) as f64;
+/// In which ways the client was the limit, `late` of `due` measured starts having been late.
+pub(super) fn limits(cost: Option<&ClientCost>, late: u64, due: usize) -> Vec<ClientLimit> {
+    let late = late as f64 / due.max(1) as f64;
     let busy = cost.map_or(0.0, |cost| cost.busy);
     let waiting = cost.map_or(0.0, |cost| cost.waiting);
     let found = [

@@ -6,6 +6,9 @@ use crate::plan::{BenchPlan, Case};
 use crate::recorder::Row;
 use crate::slo::{Attained, Goodput};
 
+/// Processes that begin further apart than this do not make the load that was planned.
+const MAX_APART_S: f64 = 1.0;
+
 /// The parts of one run on one clock.
 pub struct Merged<'a> {
     /// The load of all parts together.
@@ -14,8 +17,10 @@ pub struct Merged<'a> {
     pub rows: &'a [Row],
     /// Of all parts.
     pub dropped_us: &'a [u64],
-    /// What each part showed, on its own clock.
-    pub parts: &'a [Summary],
+    /// When each part began, in seconds after the first, and what it showed, on its own clock.
+    pub parts: &'a [(f64, Summary)],
+    /// Whether any part was.
+    pub is_interrupted: bool,
     /// Added up, if rows were left out.
     pub histograms: Option<&'a Histograms>,
 }
@@ -30,6 +35,19 @@ impl Merged<'_> {
             None => self.of_rows(plan),
             Some(histograms) => self.of_histograms(histograms)?,
         };
+        let same = |one: &str, other: &str| words_of(one).eq(words_of(other));
+        for note in self.summaries().flat_map(|part| &part.notes) {
+            if !summary.notes.iter().any(|known| same(known, note)) {
+                summary.notes.push(note.clone());
+            }
+        }
+        let apart_s = self.parts.iter().map(|(began, _)| *began).fold(0.0, f64::max);
+        if apart_s > MAX_APART_S {
+            summary.notes.push(format!(
+                "the processes began up to {apart_s:.1} s apart: before the last and after the first the load was less than planned \
+                 (--start-at starts all together)"
+            ));
+        }
         // Each process was a client of its own.
         summary.client_limits = self.limits();
         let told: Vec<String> = summary.client_limits.iter().map(ClientLimit::to_string).collect();
@@ -43,12 +61,12 @@ impl Merged<'_> {
         let window = Window { from_us: (span.0 * 1e6).round() as u64, to_us: (span.1 * 1e6).round() as u64 };
         let client = self.cost();
         let (rows, dropped_us) = (self.rows, self.dropped_us);
-        Observed { rows, dropped_us, window, client, is_interrupted: false }.summary(plan, self.case)
+        Observed { rows, dropped_us, window, client, is_interrupted: self.is_interrupted }.summary(plan, self.case)
     }
 
     fn of_histograms(&self, histograms: &Histograms) -> Result<Summary, String> {
         let mut errors = std::collections::BTreeMap::new();
-        for (kind, more) in self.parts.iter().flat_map(|part| &part.errors) {
+        for (kind, more) in self.summaries().flat_map(|part| &part.errors) {
             let sum = errors.entry(kind.clone()).or_insert_with(|| super::ErrorSummary { count: 0, ..more.clone() });
             sum.count += more.count;
         }
@@ -75,23 +93,27 @@ impl Merged<'_> {
                 "quantiles come from merged histograms, which keep three digits: each is within 0.1 %".to_owned(),
             ],
         };
-        for note in self.parts.iter().flat_map(|part| &part.notes) {
-            if !summary.notes.contains(note) {
-                summary.notes.push(note.clone());
-            }
+        if self.is_interrupted {
+            summary.notes.push(super::INTERRUPTED.to_owned());
         }
         Ok(summary)
     }
 
+    fn summaries(&self) -> impl Iterator<Item = &Summary> {
+        self.parts.iter().map(|(_, summary)| summary)
+    }
+
+    /// From the first part's beginning to the last one's end, on the common clock.
     fn span(&self, of: impl Fn(&Summary) -> &Rates) -> (f64, f64) {
-        let ends = |(from, to): (f64, f64), rates: &Rates| (from.min(rates.from_s), to.max(rates.to_s));
-        let (from_s, to_s) = self.parts.iter().map(of).fold((f64::INFINITY, 0.0), ends);
+        let spans = self.parts.iter().map(|(began, part)| (began + of(part).from_s, began + of(part).to_s));
+        let (from_s, to_s) = spans.fold((f64::INFINITY, 0.0), |all, one| (all.0.min(one.0), f64::max(all.1, one.1)));
         (from_s.min(to_s), to_s)
     }
 
+    /// What happened in all parts, over the whole span.
     fn rates(&self, of: impl Fn(&Summary) -> &Rates) -> Rates {
         let (from_s, to_s) = self.span(&of);
-        let sum = |which: fn(&Rates) -> f64| self.parts.iter().map(|part| which(of(part))).sum();
+        let sum = |which: fn(&Rates) -> f64| self.over_span(&of, |part| which(of(part)));
         Rates {
             from_s,
             to_s,
@@ -102,10 +124,18 @@ impl Merged<'_> {
         }
     }
 
+    /// Sum of a rate of the parts, each weighed by its share of the span.
+    fn over_span(&self, of: impl Fn(&Summary) -> &Rates, rate: impl Fn(&Summary) -> f64) -> f64 {
+        let (from_s, to_s) = self.span(&of);
+        let all: f64 = self.summaries().map(|part| rate(part) * (of(part).to_s - of(part).from_s)).sum();
+        if to_s > from_s { all / (to_s - from_s) } else { 0.0 }
+    }
+
     fn counts(&self) -> Counts {
-        let sum = |which: fn(&Counts) -> u64| self.parts.iter().map(|part| which(&part.requests)).sum();
+        let sum = |which: fn(&Counts) -> u64| self.summaries().map(|part| which(&part.requests)).sum();
         Counts {
             started: sum(|counts| counts.started),
+            follow_ups: sum(|counts| counts.follow_ups),
             warmup: sum(|counts| counts.warmup),
             cooldown: sum(|counts| counts.cooldown),
             measured: sum(|counts| counts.measured),
@@ -119,7 +149,7 @@ impl Merged<'_> {
     }
 
     fn prompts(&self) -> Option<PromptCheck> {
-        let checks = self.parts.iter().filter_map(|part| part.prompts.clone());
+        let checks = self.summaries().filter_map(|part| part.prompts.clone());
         checks.reduce(|one, other| PromptCheck {
             reported: one.reported + other.reported,
             exact: one.exact + other.exact,
@@ -134,8 +164,7 @@ impl Merged<'_> {
     /// Shares weigh as many requests as they are of.
     fn goodput(&self) -> Option<Goodput> {
         let parts: Vec<(&Goodput, f64)> = self
-            .parts
-            .iter()
+            .summaries()
             .filter_map(|part| Some((part.goodput.as_ref()?, (part.requests.measured + part.requests.dropped) as f64)))
             .collect();
         let (first, _) = parts.first()?;
@@ -145,7 +174,10 @@ impl Merged<'_> {
         };
         let share = |n: usize| mean(&|part| part.by_slo.get(n).map_or(0.0, |attained| attained.share));
         Some(Goodput {
-            requests_per_s: parts.iter().map(|(part, _)| part.requests_per_s).sum(),
+            requests_per_s: self.over_span(
+                |part| &part.rates,
+                |part| part.goodput.as_ref().map_or(0.0, |goodput| goodput.requests_per_s),
+            ),
             attainment: mean(&|part| part.attainment),
             by_slo: (0..).zip(&first.by_slo).map(|(n, one)| Attained { slo: one.slo, share: share(n) }).collect(),
         })
@@ -154,7 +186,7 @@ impl Merged<'_> {
     /// The busiest process; processors and costs of all together.
     fn cost(&self) -> Option<ClientCost> {
         let parts: Vec<(&ClientCost, &Counts)> =
-            self.parts.iter().map(|part| Some((part.client.as_ref()?, &part.requests))).collect::<Option<_>>()?;
+            self.summaries().map(|part| Some((part.client.as_ref()?, &part.requests))).collect::<Option<_>>()?;
         let most = |which: fn(&ClientCost) -> f64| parts.iter().map(|(part, _)| which(part)).fold(0.0, f64::max);
         let mean = |which: fn(&ClientCost) -> Option<f64>| {
             let known = parts.iter().filter_map(|(part, counts)| Some((which(part)?, counts.started as f64)));
@@ -174,7 +206,7 @@ impl Merged<'_> {
     /// The worst of each kind.
     fn limits(&self) -> Vec<ClientLimit> {
         let mut worst: Vec<ClientLimit> = Vec::new();
-        for limit in self.parts.iter().flat_map(|part| &part.client_limits) {
+        for limit in self.summaries().flat_map(|part| &part.client_limits) {
             let kind = std::mem::discriminant(limit);
             match worst.iter_mut().find(|known| std::mem::discriminant(*known) == kind) {
                 Some(known) if known.share() < limit.share() => *known = *limit,
@@ -184,4 +216,9 @@ impl Merged<'_> {
         }
         worst
     }
+}
+
+/// A note without its numbers: what is told of a part and of the whole is the same note.
+fn words_of(note: &str) -> impl Iterator<Item = char> {
+    note.chars().filter(|c| !c.is_ascii_digit() && *c != '.')
 }

@@ -106,6 +106,9 @@ pub struct Rates {
 pub struct Counts {
     /// Started in the whole run.
     pub started: u64,
+    /// Of these, later messages of conversations: an answer started them, not the load.
+    #[serde(default)]
+    pub follow_ups: u64,
     /// Of these, before the window.
     pub warmup: u64,
     /// After the window.
@@ -274,6 +277,7 @@ impl Observed<'_> {
         let part = |part| rows.iter().filter(|row| row.part == part).count() as u64;
         let requests = Counts {
             started: rows.len() as u64,
+            follow_ups: rows.iter().filter(|row| row.turn > 0).count() as u64,
             warmup: part(Part::Warmup),
             cooldown: part(Part::Cooldown),
             measured: part(Part::Measured),
@@ -303,7 +307,11 @@ impl Observed<'_> {
         let dropped = dropped_us.iter().filter(|&&at| window.holds(at)).count() as u64;
         let mut summary = Summary {
             goodput: goodput::goodput(&plan.goals.slos, &plan.target, rows, window, dropped),
-            client_limits: client::limits(client.as_ref(), &requests),
+            client_limits: client::limits(
+                client.as_ref(),
+                requests.late,
+                measured().filter(|row| row.turn == 0).count(),
+            ),
             client,
             requests,
             errors,
@@ -404,11 +412,14 @@ fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck>
     })
 }
 
+/// Note of a run that was ended early.
+const INTERRUPTED: &str = "the run was interrupted; the numbers are of what came before";
+
 fn notes(case: &Case, rows: &[Row], is_interrupted: bool, summary: &Summary) -> Vec<String> {
     let mut notes = Vec::new();
     let requests = &summary.requests;
     if is_interrupted {
-        notes.push("the run was interrupted; the numbers are of what came before".to_owned());
+        notes.push(INTERRUPTED.to_owned());
     }
     if requests.complete == 0 {
         notes.push("no measured request has a complete answer".to_owned());
@@ -520,6 +531,7 @@ mod tests {
             wall: Duration::from_secs(10),
             client: None,
             interrupted: false,
+            is_steered: false,
         }
     }
 

@@ -158,8 +158,8 @@ impl Workload {
 
     /// What start number `index` of the run asks.
     pub fn session(&self, index: u64) -> Session {
-        // All the same: all that is drawn is drawn for the first.
-        let index = if self.mix == PromptMix::Same { 0 } else { index };
+        // All the same: text and length of the prompt are drawn for the first. What is asked for is drawn for each.
+        let of_text = if self.mix == PromptMix::Same { 0 } else { index };
         let wished = self.turns.at(self.seed, index, 0);
         let pause = |turn| match turn {
             0 => Duration::ZERO,
@@ -168,14 +168,14 @@ impl Workload {
         match &self.material {
             Material::Synthetic { texts, input, output } => {
                 let turn = |turn| {
-                    let tokens = input.at(self.seed, index, turn);
+                    let tokens = input.at(self.seed, of_text, turn);
                     let output_tokens = output.at(self.seed, index, turn);
                     let (text, tokens) = match turn {
                         0 => {
                             let tokens = texts.prompts.possible(tokens).unwrap_or(tokens);
-                            (texts.prompts.prompt(index, tokens, self.shared(index, tokens)).0, tokens)
+                            (texts.prompts.prompt(of_text, tokens, self.shared(of_text, tokens)).0, tokens)
                         }
-                        _ => (texts.prompts.message(index, turn, tokens), 0),
+                        _ => (texts.prompts.message(of_text, turn, tokens), 0),
                     };
                     Turn { text, tokens, output_tokens, pause: pause(turn) }
                 };
@@ -189,7 +189,7 @@ impl Workload {
                 Session::new(None, vec![turn])
             }
             Material::Pool(pool) => {
-                let entry = pool.entry(index);
+                let entry = pool.entry(of_text);
                 let turns = entry.turns.iter().take(wished as usize).zip(0..).map(|(said, turn)| Turn {
                     text: said.text.clone(),
                     tokens: if turn == 0 { entry.tokens } else { 0 },

@@ -103,7 +103,7 @@ fn press(key: KeyEvent, choices: &mut Choices, tally: &Tally, control: &Control)
     match choices.press(key) {
         Some(Deed::End) => control.stop(),
         Some(deed @ (Deed::MoreUsers | Deed::FewerUsers)) => {
-            if let Some(run) = tally.run.as_ref().filter(|run| run.begins.is_steered)
+            if let Some(run) = tally.steered()
                 && let Some(users) = run.now.users
             {
                 control.set_users(keys::stepped(users, deed));

@@ -114,7 +114,7 @@ fn keys(tally: &Tally, choices: &Choices) -> Line<'static> {
     key("q", if choices.is_ending { "cut" } else { "end" });
     key("tab", "page");
     key("p", if choices.is_frozen { "go on" } else { "freeze" });
-    if tally.run.as_ref().is_some_and(|run| run.begins.is_steered) {
+    if tally.steered().is_some() {
         key("+ -", "users");
     }
     if choices.is_frozen {
@@ -380,7 +380,7 @@ mod tests {
             ] {
                 assert!(has_line(&screen, words), "{words:?} at {size:?}:\n{screen}");
             }
-            assert!(!screen.contains("+ -"), "nothing is steered:\n{screen}");
+            assert!(screen.contains("+ -"), "users can be steered:\n{screen}");
         }
     }
 

@@ -140,10 +140,10 @@ async fn serve(listener: std::net::TcpListener, router: axum::Router) {
     std::future::pending::<()>().await;
 }
 
-/// Makes an interrupt end the process after the run that goes on. The run itself sees the interrupt too.
+/// Makes an interrupt end the run that goes on, and the process after it; the second one cuts what still runs.
 async fn leave_at_interrupt(shared: &Shared) {
     // Without signals there is no interrupt to wait for.
-    if pelton_bench::interrupt::interrupted().await.is_ok() {
+    while pelton_bench::interrupt::interrupted().await.is_ok() {
         shared.leave();
     }
     std::future::pending::<()>().await;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use pelton_bench::results::Results;
+use pelton_bench::results::{Results, RunResult};
 use pelton_bench::{BenchPlan, Load, PromptMix, ServerMetrics, TargetPlan, WorkloadPlan};
 
 use super::Table;
@@ -25,6 +25,9 @@ const PUBLISHED: [(u32, f64, f64, f64, f64, f64); 4] = [
     (128, 65.0, 620.0, 14_286.0 / 1_121.0, 0.16, 0.08),
     (512, 40.0, 1600.0, 7_183.0 / 465.0, 0.06, 0.06),
 ];
+
+/// An ensemble's own time is that of its steps, but for what passes between them.
+const ENSEMBLE_ERROR: f64 = 0.02;
 
 /// A load test for each output length: constantly many users, one prompt for all.
 pub fn plans(
@@ -47,9 +50,9 @@ pub fn plans(
 pub struct Work {
     /// Requests computed together, on average.
     pub batch: Option<f64>,
-    /// Duration of preprocessing over that of the model, both summed over requests.
+    /// Duration of preprocessing over that of the model, both summed over requests: in a batch each request has all of the model's time.
     pub before: Option<f64>,
-    /// The same for postprocessing.
+    /// The same for postprocessing; of text-generation-inference both are summed over steps.
     pub after: Option<f64>,
 }
 
@@ -81,18 +84,26 @@ impl Counters<'_> {
         Some(self.grown(above.0, above.1)? / self.grown(below.0, below.1)?)
     }
 
-    /// The model among an ensemble's steps is the one that computed longest, the ensemble itself left out: it sums its steps.
+    /// The model among an ensemble's steps is the one that computed longest, the ensemble itself left out: it is never executed on its own,
+    /// and its time is the sum of its steps.
     fn triton(&self) -> Option<Work> {
         const INFER: &str = "nv_inference_compute_infer_duration_us";
         let models = self.0.after.keys().filter(|series| series.starts_with(INFER)).filter_map(|series| {
             let model = series.split("model=\"").nth(1)?.split('"').next()?;
             Some(format!("model=\"{model}\""))
         });
-        let model = models
-            .filter(|model| model != "model=\"ensemble\"")
-            .filter_map(|model| Some((self.grown(INFER, &model)?, model)))
-            .max_by(|one, other| one.0.total_cmp(&other.0))?
-            .1;
+        let mut times: Vec<(f64, String)> =
+            models.filter_map(|model| Some((self.grown(INFER, &model)?, model))).collect();
+        times.sort_by(|one, other| other.0.total_cmp(&one.0));
+        let is_sum = |first: f64, rest: &[(f64, String)]| {
+            let sum: f64 = rest.iter().map(|(time, _)| time).sum();
+            !rest.is_empty() && (first - sum).abs() < ENSEMBLE_ERROR * first
+        };
+        let model = match times.as_slice() {
+            [(first, _), rest @ ..] if is_sum(*first, rest) => rest.first()?.1.clone(),
+            [(_, model), ..] => model.clone(),
+            [] => return None,
+        };
         Some(Work {
             batch: self.ratio(("nv_inference_count", &model), ("nv_inference_exec_count", &model)),
             before: self.ratio((INFER, "model=\"preprocessing\""), (INFER, &model)),
@@ -100,17 +111,19 @@ impl Counters<'_> {
         })
     }
 
-    /// Generated tokens for each step is the number of requests in it. pelton counts steps itself.
+    /// Generated tokens for each step is the number of requests in it; the first token of each comes from its prefill. pelton counts all of
+    /// its steps.
     fn tgi(&self) -> Option<Work> {
         let generated = "tgi_request_generated_tokens_sum";
+        let decoded = self.grown(generated, "").zip(self.grown("tgi_request_generated_tokens_count", ""));
+        let decode_steps = self.grown("tgi_batch_inference_count", "method=\"decode\"");
+        let of_decoding = decoded.zip(decode_steps).map(|((tokens, answers), steps)| (tokens - answers) / steps);
         let inference = ("tgi_request_inference_duration_sum", "");
         self.grown(inference.0, inference.1)?;
         Some(Work {
-            batch: self
-                .ratio((generated, ""), ("tgi_batch_inference_count", "method=\"decode\""))
-                .or_else(|| self.ratio((generated, ""), ("pelton:steps_total", ""))),
+            batch: of_decoding.or_else(|| self.ratio((generated, ""), ("pelton:steps_total", ""))),
             before: self.ratio(("tgi_request_validation_duration_sum", ""), inference),
-            after: self.ratio(("tgi_batch_decode_duration_sum", ""), inference),
+            after: self.ratio(("tgi_batch_decode_duration_sum", ""), ("tgi_batch_forward_duration_sum", "")),
         })
     }
 
@@ -143,7 +156,7 @@ impl fmt::Display for Lengths<'_> {
                 let share = |share: Option<f64>| or_dash(share, |share| format!("{:.2} %", 100.0 * share));
                 let published = length.and_then(|length| PUBLISHED.iter().find(|row| row.0 == length));
                 table.row([
-                    or_dash(length, |length| length.to_string()),
+                    or_dash(length, |length| generated(length, run)),
                     format!("{:.2}", run.summary.rates.requests_per_s),
                     or_dash(run.summary.e2e_ms.as_ref(), |e2e| format!("{:.1} ms", e2e.mean)),
                     or_dash(work.batch, |batch| format!("{batch:.1}")),
@@ -160,9 +173,18 @@ impl fmt::Display for Lengths<'_> {
         writeln!(
             f,
             "\nBatch factor: requests of each execution of the model. Pre- and postprocessing: their time over the model's, summed over \
-             requests, so that a request in a batch of twenty counts the whole batch's time: shares of work are larger by the batch factor."
+             requests, so that a request in a batch of twenty counts the whole batch's time: shares of work are larger by the batch factor \
+             (but for postprocessing of text-generation-inference, which counts steps)."
         )?;
         writeln!(f, "Published: CodeGen 350M, Triton with FasterTransformer, one A100 80 GB.")
+    }
+}
+
+/// The wished length, and the mean of the answers where they are shorter.
+fn generated(wished: u32, run: &RunResult) -> String {
+    match &run.summary.output_tokens {
+        Some(tokens) if tokens.mean < f64::from(wished) => format!("{wished} (mean {:.1})", tokens.mean),
+        _ => wished.to_string(),
     }
 }
 
@@ -193,6 +215,25 @@ mod tests {
         let work = Work::of(&metrics(&[], &after));
         let near = |value: Option<f64>, wanted: f64| (value.expect("is counted") - wanted).abs() < 0.01 * wanted;
         assert!(near(work.batch, 19.17) && near(work.before, 0.0273) && near(work.after, 0.0083), "{work:?}");
+    }
+
+    /// Whatever the ensemble is called, it is not the model; a model beside another one is.
+    #[test]
+    fn the_ensemble_is_known_by_its_sum() {
+        let series = |what: &str, model: &str| format!("nv_inference_{what}{{model=\"{model}\"}}");
+        let page = |times: &[(&str, f64)]| -> Vec<(String, f64)> {
+            let of = |&(model, time): &(&str, f64)| {
+                let executions = if model == "all" { 100.0 } else { 10.0 };
+                let infer = series("compute_infer_duration_us", model);
+                [(infer, time), (series("count", model), 100.0), (series("exec_count", model), executions)]
+            };
+            times.iter().flat_map(of).collect()
+        };
+        for times in [&[("all", 1010.0), ("model", 900.0), ("pre", 110.0)][..], &[("model", 900.0), ("all", 100.0)]] {
+            let page = page(times);
+            let after: Vec<(&str, f64)> = page.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            assert_eq!(Work::of(&metrics(&[], &after)).batch, Some(10.0), "{times:?}");
+        }
     }
 
     #[test]

@@ -110,7 +110,8 @@ pub fn plan(target: TargetPlan, asked: &Asked) -> BenchPlan {
         }
         None if asked.users as f64 <= asked.spawn_rate => Load::users([asked.users]),
         None => {
-            let duration = Duration::from_secs_f64(asked.users as f64 / asked.spawn_rate);
+            // A ramp that never ends is refused with the plan.
+            let duration = Duration::try_from_secs_f64(asked.users as f64 / asked.spawn_rate).unwrap_or(Duration::MAX);
             let stages = vec![Stage { duration, target: asked.users as f64 }];
             Case::Closed { users: Users::Ramping { from: 0, stages }, each: None }.into()
         }
@@ -206,6 +207,9 @@ impl fmt::Display for Honest<'_> {
         line(f, "End to end", &summary.e2e_ms)?;
         writeln!(f, "{:<38}: {:.3}", "Requests/s in the measured window", summary.rates.requests_per_s)?;
         writeln!(f, "{:<38}: {:.1}", "Output tokens/s in the measured window", summary.rates.output_tokens_per_s)?;
+        if self.0.case.bounds().is_some() {
+            writeln!(f, "{:<38}: {}", "Dropped starts", summary.requests.dropped)?;
+        }
         writeln!(f, "{:<38}: {}", "Failed", summary.requests.failed)
     }
 }

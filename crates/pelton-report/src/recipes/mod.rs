@@ -11,8 +11,10 @@ pub mod llm_bench;
 mod table;
 pub mod vus;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pelton_bench::results::Results;
 use pelton_bench::{
     BenchPlan, Goals, Limits, Load, MAX_REQUESTS, MetricsPlan, Scale, TargetPlan, Warmup, WorkloadPlan,
 };
@@ -35,4 +37,30 @@ fn test(target: TargetPlan, workload: WorkloadPlan, load: Load, duration: Durati
         goals: Goals::default(),
         scale: Scale::default(),
     }
+}
+
+/// What the reader should know of these runs: each note once, of the first run that has it, with the number of others that have it too.
+pub fn notes<'a>(measured: impl IntoIterator<Item = &'a Results>) -> Vec<String> {
+    // Equal but for their numbers: the same note.
+    let kind = |note: &str| note.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect::<String>();
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut others: BTreeMap<String, usize> = BTreeMap::new();
+    for run in measured.into_iter().flat_map(|results| &results.runs) {
+        for note in &run.summary.notes {
+            let kind = kind(note);
+            match others.get_mut(&kind) {
+                Some(others) => *others += 1,
+                None => {
+                    found.push((format!("{}: {note}", run.case), kind.clone()));
+                    others.insert(kind, 0);
+                }
+            }
+        }
+    }
+    let told = |(note, kind): (String, String)| match others.get(&kind) {
+        None | Some(0) => note,
+        Some(1) => format!("{note} (and so in another run)"),
+        Some(others) => format!("{note} (and so in {others} other runs)"),
+    };
+    found.into_iter().map(told).collect()
 }

@@ -75,6 +75,15 @@ pub struct TestArgs {
 }
 
 impl TestArgs {
+    /// Refuses flags that contradict each other by their values.
+    pub fn check(&self) -> Result<(), String> {
+        let is_rate = self.goals.search.is_some_and(|search| search.axis == SearchAxis::Rate);
+        if is_rate && self.load.requests_per_user.is_some() {
+            return Err("--requests-per-user needs users, and --search rate has none: leave one of them out".to_owned());
+        }
+        self.load.check()
+    }
+
     pub fn plan(self) -> BenchPlan {
         let goals = self.goals.goals();
         let load = match &goals.search {

@@ -2,10 +2,12 @@
 
 mod batches;
 mod engine;
+mod interrupts;
 mod live;
 mod merge;
 mod recipe;
 mod report;
+mod series;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,7 +22,7 @@ use crate::args::bench::engine::EngineArgs;
 use crate::args::bench::{BenchArgs, BenchCommand, TestArgs};
 use crate::commands::output::OutputFile;
 
-/// Flags whose values are not written to any file.
+/// Flags whose values are not written to any file; `llm-bench` has `-k` too.
 const SECRETS: [&str; 3] = ["--api-key", "--header", "--hf-token"];
 
 /// Measures, prints, writes.
@@ -43,6 +45,7 @@ pub fn benchmark() -> anyhow::Result<ExitCode> {
 
 /// Measures a server. The exit code tells how it went.
 fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
+    args.check().map_err(anyhow::Error::msg)?;
     if let Some(address) = args.output.web.clone() {
         return live::page(&address, args);
     }
@@ -56,6 +59,7 @@ fn load_test(args: TestArgs) -> anyhow::Result<ExitCode> {
     let (quiet, ui) = (args.output.quiet, args.output.ui);
     let plan = args.plan();
     let control = Control::default();
+    interrupts::stop_at_interrupt(&control, 2)?;
     let mut watch = live::watcher(quiet, ui, &plan, &control);
     let results = pelton_bench::run(&plan, command(std::env::args()), watch.as_mut(), &control);
     // Gives the terminal back before anything is printed.
@@ -101,9 +105,13 @@ pub fn command(typed: impl Iterator<Item = String>) -> Vec<String> {
             if std::mem::take(&mut hide_next) {
                 return "***".to_owned();
             }
-            hide_next = SECRETS.contains(&word.as_str());
-            match word.split_once('=') {
-                Some((flag, _)) if SECRETS.contains(&flag) => format!("{flag}=***"),
+            // Flags without values may stand before it in one word: -qk KEY, -qkKEY.
+            let short = word.strip_prefix('-').filter(|word| !word.starts_with('-'));
+            let key = short.and_then(|flags| flags.trim_start_matches('q').strip_prefix('k'));
+            hide_next = SECRETS.contains(&word.as_str()) || key == Some("");
+            match (word.split_once('='), key) {
+                (_, Some(key)) if !key.is_empty() => format!("{}***", &word[..word.len() - key.len()]),
+                (Some((flag, _)), _) if SECRETS.contains(&flag) => format!("{flag}=***"),
                 _ => word,
             }
         })
@@ -119,5 +127,8 @@ mod tests {
         let typed = ["pelton", "bench", "--api-key", "k1", "--users", "2", "--header=x: k2", "--hf-token", "k3"];
         let stored = command(typed.into_iter().map(str::to_owned));
         assert_eq!(stored.join(" "), "pelton bench --api-key *** --users 2 --header=*** --hf-token ***");
+        let typed = ["-k", "k1", "-kk2", "-qk", "k3", "-qkk4", "-u", "kk", "-k=k5"];
+        let stored = command(typed.into_iter().map(str::to_owned));
+        assert_eq!(stored.join(" "), "-k *** -k*** -qk *** -qk*** -u kk -k***");
     }
 }

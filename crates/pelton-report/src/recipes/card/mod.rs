@@ -1,7 +1,7 @@
 //! The model card of the happy_vllm suite: prompt ingestion speed, speed of parallel requests, tokens that fit the KV cache.
 //!
 //! Three scenarios for several couples of lengths: prompts of many lengths one after another; more and more requests at once until time is
-//! over; a constant number of requests in parallel. [`write()`] makes the suite's folder of them: the card, its graphs, their data, the
+//! over; a constant number of requests in parallel. [`store()`] and [`write()`] make the suite's folder of them: the card, its graphs, their data, the
 //! thresholds, and each run in the suite's form.
 
 mod figures;
@@ -29,6 +29,9 @@ pub type Couple = (u32, u32);
 
 /// The couple and the number of requests in the card's second line.
 const HEADLINE: (Couple, usize) = ((1024, 128), 10);
+
+/// The couples whose graphs the suite's card shows.
+const SHOWN: [Couple; 2] = [(4096, 128), (32, 16)];
 
 /// Shortest prompt of the prompt ingestion.
 const SHORTEST_PROMPT: u32 = 32;
@@ -75,6 +78,8 @@ pub struct Extent {
     pub profile: Duration,
     /// A run of constant requests lasts at least so long and until there are so many requests, at most so long.
     pub speed: (Duration, u64, Duration),
+    /// Longest time of all constant runs of one couple; what is left of it then is not measured.
+    pub of_couple: Duration,
     /// Most requests of a run.
     pub max_queries: u64,
     /// Seconds between two readings of the server's metrics.
@@ -82,7 +87,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// As the suite has it: up to fifteen hours.
+    /// As the suite has it: up to eight hours.
     pub fn full(metrics_interval: Duration) -> Self {
         let seconds = Duration::from_secs;
         Self {
@@ -95,6 +100,7 @@ impl Extent {
             longest_prompt: 4096,
             profile: seconds(900),
             speed: (seconds(60), 100, seconds(900)),
+            of_couple: seconds(900),
             max_queries: 1000,
             metrics_interval,
         }
@@ -167,6 +173,47 @@ impl Extent {
     }
 }
 
+/// Time that the constant runs of each couple have taken.
+#[derive(Debug, Default)]
+pub struct Spent(BTreeMap<Couple, Duration>);
+
+impl Spent {
+    /// Notes a run.
+    pub fn add(&mut self, scenario: Scenario, took: Duration) {
+        if let Scenario::GenerationSpeed(couple, _) = scenario {
+            *self.0.entry(couple).or_default() += took;
+        }
+    }
+
+    /// The scenario's couple, if that has had its time: fewer parallel requests were measured for it, more are left out, as in the suite.
+    pub fn is_over(&self, extent: &Extent, scenario: Scenario) -> Option<Couple> {
+        let Scenario::GenerationSpeed(couple, _) = scenario else { return None };
+        Some(couple).filter(|couple| self.of(couple) >= extent.of_couple)
+    }
+
+    /// Longest time that these plans can still take.
+    pub fn left<'a>(&self, extent: &Extent, plans: impl Iterator<Item = &'a (Scenario, BenchPlan)>) -> Duration {
+        let mut others = Duration::ZERO;
+        let mut couples: BTreeMap<Couple, Duration> = BTreeMap::new();
+        for (scenario, plan) in plans {
+            match scenario {
+                Scenario::GenerationSpeed(couple, _) => *couples.entry(*couple).or_default() += plan.limits.duration,
+                _ => others += plan.limits.duration,
+            }
+        }
+        // The run in which a couple's time ends goes on to its own end.
+        let (_, _, longest) = extent.speed;
+        let of_couple = |(couple, sum): (&Couple, &Duration)| {
+            (*sum).min(extent.of_couple.saturating_sub(self.of(couple)) + longest)
+        };
+        others + couples.iter().map(of_couple).sum::<Duration>()
+    }
+
+    fn of(&self, couple: &Couple) -> Duration {
+        self.0.get(couple).copied().unwrap_or_default()
+    }
+}
+
 /// What the card says beside its numbers.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -211,8 +258,19 @@ pub enum CardError {
 /// Everything that was measured, by scenario.
 pub type Measured = BTreeMap<Scenario, Results>;
 
-/// Writes `report/` (the card and all that belongs to it) and `raw_results/` into `folder`. Returns the card's path.
-pub fn write(folder: &Path, measured: &Measured, options: &Options) -> Result<PathBuf, CardError> {
+/// Writes one run into `raw_results/` of `folder`, in the suite's form.
+pub fn store(folder: &Path, scenario: Scenario, results: &Results, options: &Options) -> Result<(), CardError> {
+    let Some(run) = results.runs.first() else { return Ok(()) };
+    let mut own = parameters(results, options);
+    own.extend(run_parameters(scenario));
+    let individual = matches!(scenario, Scenario::PromptIngestion(_));
+    let profile = !individual;
+    let json = suite::run_json(&own, run, individual, profile);
+    Writer { folder }.json(&format!("raw_results/{}.json", scenario.name()), &json)
+}
+
+/// Writes `report/`, the card and all that belongs to it, into `folder`. `left_out` says what was not measured. Returns the card's path.
+pub fn write(folder: &Path, measured: &Measured, options: &Options, left_out: &[String]) -> Result<PathBuf, CardError> {
     let first = measured.values().next().ok_or(CardError::Empty)?;
     let writer = Writer { folder };
     let parameters = parameters(first, options);
@@ -222,12 +280,6 @@ pub fn write(folder: &Path, measured: &Measured, options: &Options) -> Result<Pa
     let mut capacities = Vec::new();
     for (&scenario, results) in measured {
         let Some(run) = results.runs.first() else { continue };
-        let mut own = parameters.clone();
-        own.extend(run_parameters(scenario));
-        let individual = matches!(scenario, Scenario::PromptIngestion(_));
-        let profile = !individual;
-        let json = suite::run_json(&own, run, individual, profile);
-        writer.json(&format!("raw_results/{}.json", scenario.name()), &json)?;
         match scenario {
             Scenario::PromptIngestion(_) => {
                 let queries = run.rows.iter().filter_map(Query::of);
@@ -263,14 +315,13 @@ pub fn write(folder: &Path, measured: &Measured, options: &Options) -> Result<Pa
     shown.insert("gpu_name".to_owned(), json!(machine));
     writer.json("report/parameters.json", &Value::Object(shown.clone()))?;
     let ten = speeds.get(&HEADLINE.0).and_then(|points| points.iter().find(|speed| speed.parallel == HEADLINE.1));
-    // The suite shows its longest and its shortest couple.
-    let graphs: Vec<Couple> = match (speeds.keys().next_back(), speeds.keys().next()) {
-        (Some(&long), Some(&short)) if long != short => vec![long, short],
-        (Some(&one), _) => vec![one],
-        _ => Vec::new(),
-    };
+    // Where these were not measured: the longest and the shortest couple.
+    let long = speeds.get_key_value(&SHOWN[0]).or(speeds.last_key_value());
+    let short = speeds.get_key_value(&SHOWN[1]).or(speeds.first_key_value());
+    let mut graphs: Vec<Couple> = long.into_iter().chain(short).map(|(couple, _)| *couple).collect();
+    graphs.dedup();
     let rows = shown.into_iter().map(|(name, value)| (name, plain(&value))).collect::<Vec<_>>();
-    let notes = notes(measured, options);
+    let notes = [notes(measured, options), left_out.to_vec()].concat();
     let card = page::Card {
         model: &first.server.model,
         machine: &machine,
@@ -297,11 +348,23 @@ fn parameters(results: &Results, options: &Options) -> Map<String, Value> {
         ("suite_id".to_owned(), json!(options.suite_id)),
         ("pelton_version".to_owned(), json!(results.pelton_version)),
     ]);
-    for told in [&server.info, &server.launch_arguments] {
-        for (name, value) in told.as_object().into_iter().flatten() {
-            parameters.entry(name).or_insert_with(|| value.clone());
+    let mut add = |name: &str, value: &Value| {
+        parameters.entry(name).or_insert_with(|| value.clone());
+    };
+    match server.info.as_object() {
+        // What the suite takes of happy_vllm's.
+        Some(info) if info.contains_key("vllm_version") => {
+            for (name, of) in
+                [("model_name", "model_name"), ("happy_vllm_version", "version"), ("vllm_version", "vllm_version")]
+            {
+                info.get(of).into_iter().for_each(|value| add(name, value));
+            }
         }
+        // A list of models says nothing of how they are served.
+        Some(info) if info.contains_key("data") => {}
+        info => info.into_iter().flatten().for_each(|(name, value)| add(name, value)),
     }
+    server.launch_arguments.as_object().into_iter().flatten().for_each(|(name, value)| add(name, value));
     parameters
 }
 
@@ -350,6 +413,8 @@ fn notes(measured: &Measured, options: &Options) -> Vec<String> {
     if failed > 0 {
         notes.push(format!("{failed} requests failed or were cut at the end of a run; they are in no figure."));
     }
+    // Of runs that end by their time, what was cut is told above.
+    notes.extend(super::notes(measured.values()));
     notes
 }
 
@@ -444,5 +509,28 @@ impl Writer<'_> {
             text.push_str(&format!("{},{},{input},{output}\n", cell(speed), cell(kv_cache)));
         }
         self.text("report/thresholds.csv", text.as_bytes()).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_couple_that_had_its_time_is_over_and_others_are_not() {
+        let extent = Extent::full(Duration::from_secs(1));
+        let plans = extent.plans(&TargetPlan::at("http://localhost"), 0);
+        let mut spent = Spent::default();
+        let hours = |spent: &Spent| spent.left(&extent, plans.iter()).as_secs_f64() / 3600.0;
+        // Four ingestions and nine profiles of a quarter of an hour; nine couples of one, each of whose last runs may take another.
+        assert_eq!(hours(&spent), (4.0 + 9.0 + 9.0 * 2.0) / 4.0);
+        let slow = Scenario::GenerationSpeed((4096, 1024), 1);
+        spent.add(slow, Duration::from_secs(899));
+        assert_eq!(spent.is_over(&extent, slow), None);
+        spent.add(slow, Duration::from_secs(1));
+        assert_eq!(spent.is_over(&extent, Scenario::GenerationSpeed((4096, 1024), 38)), Some((4096, 1024)));
+        assert_eq!(spent.is_over(&extent, Scenario::GenerationSpeed((32, 16), 38)), None);
+        assert_eq!(spent.is_over(&extent, Scenario::KvCacheProfile((4096, 1024))), None);
+        assert!(hours(&spent) < (4.0 + 9.0 + 9.0 * 2.0) / 4.0);
     }
 }

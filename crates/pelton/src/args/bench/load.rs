@@ -39,15 +39,22 @@ pub struct LoadArgs {
 
     /// How the start times of the open loop are spread around the rate: constant (equal gaps), poisson (random, as from many
     /// independent clients), gamma (random, burstier or smoother by --burstiness), burst (--burst requests at once).
-    #[arg(long, value_enum, requires = "open loop", default_value = "poisson")]
-    pub arrival: ArrivalArg,
+    /// Default: what --burstiness or --burst mean, else poisson.
+    #[arg(long, value_enum, requires = "open loop")]
+    pub arrival: Option<ArrivalArg>,
 
     /// Shape of gamma arrivals, as vLLM's bench has it: 1 is poisson, 0.25 has gaps that spread twice as far, 4 half as far.
-    #[arg(long, value_name = "SHAPE", required_if_eq("arrival", "gamma"))]
+    #[arg(
+        long,
+        value_name = "SHAPE",
+        requires = "open loop",
+        required_if_eq("arrival", "gamma"),
+        conflicts_with = "burst"
+    )]
     pub burstiness: Option<f64>,
 
     /// Requests of a burst: 10 at --rate 5 are 10 at once every 2 s.
-    #[arg(long, value_name = "N", required_if_eq("arrival", "burst"))]
+    #[arg(long, value_name = "N", requires = "open loop", required_if_eq("arrival", "burst"))]
     pub burst: Option<u32>,
 
     /// Starts requests at the times of a recorded trace: JSON lines with timestamp (ms), input_length, output_length, hash_ids
@@ -60,8 +67,8 @@ pub struct LoadArgs {
     #[arg(long, value_name = "FACTOR", requires = "replay", default_value_t = 1.0)]
     pub replay_speed: f64,
 
-    /// Requests that may run at once in the open loop. A start that finds as many running is dropped and counted; it bounds
-    /// connections and memory when the server cannot keep up.
+    /// Requests that may run at once in the open loop; of conversations, conversations, pauses between their messages included. A start
+    /// that finds as many running is dropped and counted; it bounds connections and memory when the server cannot keep up.
     #[arg(long, requires = "open loop", default_value_t = 1024)]
     pub max_in_flight: usize,
 
@@ -124,19 +131,38 @@ impl LoadArgs {
         Case::rate(from, self.arrival(), bounds).into()
     }
 
+    /// Refuses flags that contradict each other by their values.
+    pub fn check(&self) -> Result<(), String> {
+        for (flag, is_given, wanted) in [
+            ("--burstiness", self.burstiness.is_some(), ArrivalArg::Gamma),
+            ("--burst", self.burst.is_some(), ArrivalArg::Burst),
+        ] {
+            if let Some(arrival) = self.arrival.filter(|&arrival| is_given && arrival != wanted) {
+                return Err(format!(
+                    "{flag} says something of --arrival {wanted}, not of --arrival {arrival}: leave one of them out"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn arrival(&self) -> Arrival {
-        match self.arrival {
-            ArrivalArg::Constant => Arrival::Constant,
-            ArrivalArg::Poisson => Arrival::Poisson,
+        match (self.arrival, self.burstiness, self.burst) {
+            (Some(ArrivalArg::Constant), ..) => Arrival::Constant,
             // The parser requires the values.
-            ArrivalArg::Gamma => Arrival::Gamma { shape: self.burstiness.unwrap_or(1.0) },
-            ArrivalArg::Burst => Arrival::Burst { size: self.burst.unwrap_or(1) },
+            (Some(ArrivalArg::Gamma), shape, _) => Arrival::Gamma { shape: shape.unwrap_or(1.0) },
+            (Some(ArrivalArg::Burst), _, size) => Arrival::Burst { size: size.unwrap_or(1) },
+            (None, Some(shape), _) => Arrival::Gamma { shape },
+            (None, _, Some(size)) => Arrival::Burst { size },
+            (Some(ArrivalArg::Poisson) | None, ..) => Arrival::Poisson,
         }
     }
 
     pub fn limits(&self) -> Limits {
         let is_counted = self.requests.is_some() || self.requests_per_user.is_some() || self.replay.is_some();
-        let default_duration = match self.stages.iter().map(|stage| stage.duration).sum() {
+        // What is too long is refused with the plan.
+        let stages = self.stages.iter().fold(Duration::ZERO, |sum, stage| sum.saturating_add(stage.duration));
+        let default_duration = match stages {
             Duration::ZERO if is_counted => DURATION_WITH_REQUESTS,
             Duration::ZERO => DEFAULT_DURATION,
             stages => stages,
@@ -161,6 +187,13 @@ pub enum ArrivalArg {
     Gamma,
     /// Several at once
     Burst,
+}
+
+impl std::fmt::Display for ArrivalArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // None of them is hidden.
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
 }
 
 /// `30s:100`.

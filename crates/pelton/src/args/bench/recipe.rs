@@ -41,6 +41,10 @@ pub struct RecipeOutput {
     /// No progress line.
     #[arg(long, short)]
     pub quiet: bool,
+
+    /// Only warn when the client, not the server, was the limit of a run. Without it that gives exit code 4.
+    #[arg(long)]
+    pub allow_client_limit: bool,
 }
 
 #[derive(Debug, Args)]
@@ -74,7 +78,7 @@ pub struct CardArgs {
     pub quick: bool,
 
     /// Longest prompt and answer together that the server takes; longer couples of lengths are left out and named.
-    #[arg(long, default_value_t = 4224)]
+    #[arg(long, default_value_t = 5120)]
     pub max_tokens: u32,
 
     /// The machine's name in the card's title. Default: this machine's processor.
@@ -92,6 +96,10 @@ pub struct CardArgs {
     /// No progress line.
     #[arg(long, short)]
     pub quiet: bool,
+
+    /// Only warn when the client, not the server, was the limit of a run. Without it that gives exit code 4.
+    #[arg(long)]
+    pub allow_client_limit: bool,
 }
 
 #[derive(Debug, Args)]
@@ -150,7 +158,7 @@ pub struct LlmBenchArgs {
     #[arg(long, short = 't', default_value = "1m", value_parser = duration)]
     pub run_time: Duration,
 
-    /// openai, vllm, tgi, triton-infer or triton-generate. Without it the server is asked.
+    /// openai, vllm, tgi, triton-infer or triton-generate. Without it OpenAI's API is spoken, as the original does
     #[arg(long)]
     pub provider: Option<String>,
 
@@ -234,6 +242,10 @@ pub struct LlmBenchArgs {
     /// No progress line
     #[arg(long, short)]
     pub quiet: bool,
+
+    /// Only warn when the client, not the server, was the limit of a run. Without it that gives exit code 4
+    #[arg(long)]
+    pub allow_client_limit: bool,
 }
 
 /// How start times of --qps are spread.

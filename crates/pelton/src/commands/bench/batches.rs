@@ -18,6 +18,7 @@ use pelton_serve::ServeConfig;
 use serde::Serialize;
 
 use super::engine::{ModelFacts, Room, decoder};
+use super::interrupts::stop_at_interrupt;
 use super::{command, unix_seconds};
 use crate::args::bench::Ui;
 use crate::args::bench::engine::EngineArgs;
@@ -184,7 +185,7 @@ fn engine(
     let engine = BatchEngine::start(Box::new(decoder))?;
     let control = Control::default();
     let mut show = Show::new(quiet, ui, batches, &control);
-    stop_at_interrupt(&control)?;
+    stop_at_interrupt(&control, 1)?;
     let sampling = &batches.sampling;
     let draws = sampling.draws();
     let batch = Batch {
@@ -264,6 +265,7 @@ fn server(
         batches.model.clone_from(&url);
     }
     let control = Control::default();
+    stop_at_interrupt(&control, 2)?;
     let mut show = Show::new(quiet, ui, batches, &control);
     let named = batches.clone();
     let result = pelton_bench::batches::measure(
@@ -308,25 +310,6 @@ fn of_engine(args: &EngineArgs) -> Option<&'static str> {
         ("--revision (or REVISION)", args.hub.revision.is_some()),
     ];
     flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag).or(args.compute.given())
-}
-
-/// The first interrupt ends the measurement, so that its tables are printed; the second one the program.
-fn stop_at_interrupt(control: &Control) -> Result<()> {
-    let control = control.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            // Without signals there is no interrupt to wait for.
-            if pelton_bench::interrupt::interrupted().await.is_ok() {
-                control.stop();
-            }
-            if pelton_bench::interrupt::interrupted().await.is_ok() {
-                pelton_live::leave_terminal();
-                std::process::exit(130);
-            }
-        });
-    })?;
-    Ok(())
 }
 
 /// What shows a measurement while it goes on.

@@ -4,23 +4,18 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use pelton_bench::results::Results;
-use pelton_bench::watch::{Blind, Control, Sight, Watch};
-use pelton_bench::{Api, Arrival, BenchPlan, TargetPlan};
-use pelton_live::Line;
+use pelton_bench::{Api, Arrival, TargetPlan};
 use pelton_report::recipes::{card, lengths, llm_bench, vus};
 use serde_json::{Map, json};
 
-use super::{command, unix_seconds};
-use crate::args::bench::recipe::{
-    CardArgs, LengthsArgs, LlmBenchArgs, QpsSpread, Recipe, RecipeOutput, Spread, VusArgs,
-};
+use super::series::{Cut, Measured, Series, conclude, print};
+use super::unix_seconds;
+use crate::args::bench::recipe::{CardArgs, LengthsArgs, LlmBenchArgs, QpsSpread, Recipe, Spread, VusArgs};
 use crate::args::bench::target::TargetArgs;
 use crate::args::bench::workload::new_seed;
-use crate::commands::output::OutputFile;
 
 /// Measures what the report needs, and prints it.
 pub fn run(recipe: Recipe) -> anyhow::Result<ExitCode> {
@@ -46,19 +41,19 @@ fn vus(args: VusArgs) -> anyhow::Result<ExitCode> {
     // The original is about this dialect; another one must be asked for.
     target.api.get_or_insert(Api::Tgi);
     let plan = vus::plan(target, &args.users, args.duration, new_seed());
-    let measured = measure(&[plan], &args.output)?;
-    for results in &measured {
+    let measured = Measured::by(&[plan], args.output.output.as_deref(), args.output.quiet)?;
+    for results in &measured.results {
         print(&vus::Vus(results));
     }
-    Ok(exit_code(&measured))
+    measured.conclude(args.output.allow_client_limit)
 }
 
 fn lengths(args: LengthsArgs) -> anyhow::Result<ExitCode> {
     let target = args.target.plan();
     let plans = lengths::plans(&target, args.input_tokens, &args.lengths, args.users, args.duration, new_seed());
-    let measured = measure(&plans, &args.output)?;
-    print(&lengths::Lengths(&measured));
-    Ok(exit_code(&measured))
+    let measured = Measured::by(&plans, args.output.output.as_deref(), args.output.quiet)?;
+    print(&lengths::Lengths(&measured.results));
+    measured.conclude(args.output.allow_client_limit)
 }
 
 fn card(args: CardArgs) -> anyhow::Result<ExitCode> {
@@ -68,32 +63,16 @@ fn card(args: CardArgs) -> anyhow::Result<ExitCode> {
     }
     let interval = Duration::from_secs_f64(args.step_live_metrics);
     let mut extent = if args.quick { card::Extent::quick(interval) } else { card::Extent::full(interval) };
-    for (input, output) in extent.fit(args.max_tokens) {
-        eprintln!(
-            "left out: prompts of {input} tokens with answers of {output}, more than --max-tokens {}",
+    let couple_text = |(input, output): card::Couple| format!("prompts of {input} tokens with answers of {output}");
+    let mut left_out = Vec::new();
+    for couple in extent.fit(args.max_tokens) {
+        left_out.push(format!(
+            "left out: {}, more than {} tokens (--max-tokens)",
+            couple_text(couple),
             args.max_tokens
-        );
+        ));
     }
-    // Before hours of measuring: the folder can be written to.
-    std::fs::create_dir_all(&args.output).with_context(|| format!("{} cannot be written", args.output.display()))?;
-    let mut target = args.target.plan();
-    target.api.get_or_insert(Api::Openai);
-    let plans = extent.plans(&target, new_seed());
-    let mut watch = watcher(args.quiet);
-    let control = Control::default();
-    let mut measured = card::Measured::new();
-    for (n, (scenario, plan)) in plans.iter().enumerate() {
-        let left: Duration = plans[n..].iter().map(|(_, plan)| plan.limits.duration).sum();
-        let text = format!("{} ({} of {}, at most {} left)", scenario.name(), n + 1, plans.len(), minutes(left));
-        watch.see(Sight::Preparing(&text));
-        let mut watch = Series { inner: watch.as_mut(), n, of: plans.len() };
-        let results = pelton_bench::run(plan, command(std::env::args()), &mut watch, &control)?;
-        let interrupted = results.is_interrupted();
-        measured.insert(*scenario, results);
-        if interrupted {
-            break;
-        }
-    }
+    left_out.iter().for_each(|note| eprintln!("{note}"));
     let options = card::Options {
         machine: args.gpu_name,
         speed_threshold: args.speed_threshold,
@@ -102,9 +81,45 @@ fn card(args: CardArgs) -> anyhow::Result<ExitCode> {
         metrics_interval_s: args.step_live_metrics,
         max_queries: extent.max_queries,
     };
-    let path = card::write(&args.output, &measured, &options)?;
-    println!("{}", path.display());
-    Ok(exit_code(measured.values()))
+    // Before hours of measuring: the folder can be written to.
+    std::fs::create_dir_all(&args.output).with_context(|| format!("{} cannot be written", args.output.display()))?;
+    let mut target = args.target.plan();
+    target.api.get_or_insert(Api::Openai);
+    let plans = extent.plans(&target, new_seed());
+    let mut series = Series::new(plans.len(), args.quiet)?;
+    let mut measured = card::Measured::new();
+    let mut spent = card::Spent::default();
+    let mut cut = None;
+    for (n, (scenario, plan)) in plans.iter().enumerate() {
+        if let Some(couple) = spent.is_over(&extent, *scenario) {
+            let note = format!("{}: no time left for more parallel requests", couple_text(couple));
+            if !left_out.contains(&note) {
+                left_out.push(note);
+            }
+            continue;
+        }
+        let left = minutes(spent.left(&extent, plans[n..].iter()));
+        series.tell(&format!("at most {left} left"));
+        let began = Instant::now();
+        match series.run(n, plan) {
+            Ok(results) => {
+                // Hours of measuring are not lost with what comes after.
+                card::store(&args.output, *scenario, &results, &options)?;
+                cut = results.is_interrupted().then_some(Cut::Interrupted);
+                measured.insert(*scenario, results);
+            }
+            Err(early) => cut = Some(early),
+        }
+        spent.add(*scenario, began.elapsed());
+        if cut.is_some() {
+            break;
+        }
+    }
+    if !measured.is_empty() {
+        let path = card::write(&args.output, &measured, &options, &left_out)?;
+        println!("{}", path.display());
+    }
+    conclude(measured.values(), cut, args.allow_client_limit)
 }
 
 fn minutes(time: Duration) -> String {
@@ -120,9 +135,9 @@ fn llm_bench(args: LlmBenchArgs) -> anyhow::Result<ExitCode> {
     let plan = llm_bench::plan(target(&args)?, &asked);
     // Opened before the run: a wrong path shall not cost a measurement.
     let summary_file = args.summary_file.as_deref().map(append).transpose()?;
-    let output = RecipeOutput { output: args.output.clone(), quiet: args.quiet };
-    let measured = measure(&[plan], &output)?;
-    for (results, run) in measured.iter().flat_map(|results| results.runs.iter().map(move |run| (results, run))) {
+    let measured = Measured::by(&[plan], args.output.as_deref(), args.quiet)?;
+    for (results, run) in measured.results.iter().flat_map(|results| results.runs.iter().map(move |run| (results, run)))
+    {
         let lines = llm_bench::lines(results, run, &asked);
         print(&llm_bench::block(&lines));
         print(&llm_bench::Honest(run));
@@ -138,7 +153,7 @@ fn llm_bench(args: LlmBenchArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    Ok(exit_code(&measured))
+    measured.conclude(args.allow_client_limit)
 }
 
 fn append(path: &Path) -> anyhow::Result<File> {
@@ -158,7 +173,8 @@ fn target(args: &LlmBenchArgs) -> anyhow::Result<TargetPlan> {
             bail!("provider {other:?} is none of openai, vllm, tgi, triton-infer, triton-generate")
         }
         (None, true) => Some(Api::OpenaiChat),
-        (None, false) => None,
+        // As the original, which asks a server that was not named for the models of OpenAI's API.
+        (None, false) => Some(Api::Openai),
     };
     let mut extra_body = Map::new();
     match api {
@@ -169,6 +185,12 @@ fn target(args: &LlmBenchArgs) -> anyhow::Result<TargetPlan> {
         }
         Some(Api::KserveInfer | Api::KserveGenerate | Api::KserveGrpc) if args.logprobs.is_some() => {
             bail!("this provider has no log-probabilities")
+        }
+        Some(Api::OpenaiChat) => {
+            extra_body.insert("temperature".to_owned(), json!(args.temperature));
+            if let Some(n) = args.logprobs {
+                extra_body.extend([("logprobs".to_owned(), json!(true)), ("top_logprobs".to_owned(), json!(n))]);
+            }
         }
         _ => {
             extra_body.insert("temperature".to_owned(), json!(args.temperature));
@@ -216,75 +238,4 @@ fn asked(args: &LlmBenchArgs) -> anyhow::Result<llm_bench::Asked> {
         tokenizer: args.tokenizer.clone(),
         seed: new_seed(),
     })
-}
-
-/// Runs the plans one after another, until one is interrupted, and stores what they gave: several load tests in one file would be no
-/// results, so each has a file of its own.
-fn measure(plans: &[BenchPlan], output: &RecipeOutput) -> anyhow::Result<Vec<Results>> {
-    let files = match &output.output {
-        Some(path) => (0..plans.len()).map(|n| OutputFile::create(&numbered(path, n, plans.len())).map(Some)).collect(),
-        None => Ok(plans.iter().map(|_| None).collect::<Vec<_>>()),
-    }?;
-    let mut watch = watcher(output.quiet);
-    let control = Control::default();
-    let mut measured = Vec::new();
-    for ((n, plan), file) in plans.iter().enumerate().zip(files) {
-        let mut watch: Box<dyn Watch> = match plans.len() {
-            1 => Box::new(Series { inner: watch.as_mut(), n: 0, of: 0 }),
-            of => Box::new(Series { inner: watch.as_mut(), n, of }),
-        };
-        let results = pelton_bench::run(plan, command(std::env::args()), watch.as_mut(), &control)?;
-        if let Some(file) = file {
-            file.write_json(&results)?;
-        }
-        let interrupted = results.is_interrupted();
-        measured.push(results);
-        if interrupted {
-            break;
-        }
-    }
-    Ok(measured)
-}
-
-/// `run.json` for one, `run-2.json` for the second of several.
-fn numbered(path: &Path, n: usize, of: usize) -> std::path::PathBuf {
-    if of == 1 {
-        return path.to_owned();
-    }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let ending = path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
-    path.with_file_name(format!("{stem}-{}{ending}", n + 1))
-}
-
-fn watcher(quiet: bool) -> Box<dyn Watch> {
-    if quiet { Box::new(Blind) } else { Box::new(Line::new()) }
-}
-
-/// Shows the one run of each plan as a run of the whole series.
-struct Series<'a> {
-    inner: &'a mut dyn Watch,
-    n: usize,
-    /// 0: the plan is the whole series.
-    of: usize,
-}
-
-impl Watch for Series<'_> {
-    fn see(&mut self, sight: Sight<'_>) {
-        match sight {
-            Sight::Begins { case, limits, .. } if self.of > 0 => {
-                self.inner.see(Sight::Begins { case, limits, n: self.n, of: self.of });
-            }
-            other => self.inner.see(other),
-        }
-    }
-}
-
-fn exit_code<'a>(measured: impl IntoIterator<Item = &'a Results>) -> ExitCode {
-    let has_results = measured.into_iter().all(Results::has_results);
-    if has_results { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// A reader that has seen enough (`| head`) is no error.
-fn print(text: &dyn std::fmt::Display) {
-    let _ = write!(std::io::stdout().lock(), "{text}");
 }
