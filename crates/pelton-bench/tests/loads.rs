@@ -330,13 +330,13 @@ fn one_prompt_for_all_leaves_each_answer_its_own_length() {
             tgi_stream(question, Pace::ms(1, 1))
         })
     });
-    let mut plan = plan(&mock, Load::users([1]), 30_000, 20);
+    let mut plan = plan(&mock, Load::users([1, 2]), 30_000, 20);
     plan.workload.prompts = PromptMix::Same;
     plan.workload.output_tokens = Some(Lengths::of(Shape::Uniform(2, 40)));
     let report = run(&plan);
     let lengths: BTreeSet<u32> = report.runs[0].rows.iter().map(|row| row.wished_tokens).collect();
     assert!(lengths.len() > 5, "{lengths:?}");
-    // The sample, and the one prompt.
+    // The sample, and the one prompt of both runs.
     assert_eq!(prompts.lock().expect("not poisoned").len(), 2);
 }
 

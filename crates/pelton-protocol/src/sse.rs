@@ -51,7 +51,9 @@ pub struct Decoder {
     /// The unfinished line.
     line: Vec<u8>,
     /// Data lines of the unfinished event, joined by LF.
-    data: Option<Vec<u8>>,
+    data: Vec<u8>,
+    /// Whether there was one, if only an empty one.
+    has_data: bool,
     /// The last byte was CR: an LF now belongs to it.
     after_cr: bool,
     /// No line has been finished yet, so a byte order mark may stand in front.
@@ -62,82 +64,117 @@ pub struct Decoder {
 impl Decoder {
     /// A reader that refuses lines and events of more than `max_event_bytes`.
     pub fn new(max_event_bytes: usize) -> Self {
-        Self { max_event_bytes, line: Vec::new(), data: None, after_cr: false, at_start: true, failed: None }
+        Self {
+            max_event_bytes,
+            line: Vec::new(),
+            data: Vec::new(),
+            has_data: false,
+            after_cr: false,
+            at_start: true,
+            failed: None,
+        }
     }
 
-    /// Takes the next bytes of the stream and appends the data of each event that they complete to `events`.
+    /// Takes the next bytes of the stream, and hands over the data of each event that they complete.
     ///
-    /// Events before an error are delivered; after one every call returns it again.
-    pub fn push(&mut self, bytes: &[u8], events: &mut Vec<String>) -> Result<(), SseError> {
+    /// Events before an error are handed over; after one of the stream itself every call returns it again. An error of `event` ends the call.
+    pub fn push<E: From<SseError>>(
+        &mut self,
+        bytes: &[u8],
+        mut event: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
         if let Some(error) = self.failed {
-            return Err(error);
+            return Err(error.into());
         }
-        let result = self.read(bytes, events);
-        self.failed = result.err();
-        result
+        let mut rest = bytes;
+        loop {
+            match self.next(&mut rest) {
+                Ok(true) => {
+                    let result = match std::str::from_utf8(&self.data) {
+                        Ok(data) => event(data),
+                        Err(_) => Err(self.fail(SseError::NotUtf8).into()),
+                    };
+                    self.data.clear();
+                    self.has_data = false;
+                    result?;
+                }
+                Ok(false) => return Ok(()),
+                Err(error) => return Err(self.fail(error).into()),
+            }
+        }
     }
 
     /// Whether bytes of an unfinished event are held: true at the end of a stream means that it was cut.
     pub fn is_mid_event(&self) -> bool {
-        !self.line.is_empty() || self.data.is_some()
+        !self.line.is_empty() || self.has_data
     }
 
-    fn read(&mut self, mut bytes: &[u8], events: &mut Vec<String>) -> Result<(), SseError> {
+    fn fail(&mut self, error: SseError) -> SseError {
+        self.failed = Some(error);
+        error
+    }
+
+    /// Reads lines off the front of `bytes` until an event is complete; false if there are too few.
+    fn next(&mut self, bytes: &mut &[u8]) -> Result<bool, SseError> {
         while let Some(&first) = bytes.first() {
             if std::mem::take(&mut self.after_cr) && first == b'\n' {
-                bytes = &bytes[1..];
+                *bytes = &bytes[1..];
                 continue;
             }
-            let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let end = memchr::memchr2(b'\n', b'\r', bytes);
             let part = &bytes[..end.unwrap_or(bytes.len())];
             if self.line.len() + part.len() > self.max_event_bytes {
                 return Err(SseError::TooLong { limit: self.max_event_bytes });
             }
-            self.line.extend_from_slice(part);
-            let Some(end) = end else { break };
+            let Some(end) = end else {
+                self.line.extend_from_slice(part);
+                *bytes = &[];
+                break;
+            };
             self.after_cr = bytes[end] == b'\r';
-            bytes = &bytes[end + 1..];
-
-            let mut line = std::mem::take(&mut self.line);
-            let result = self.end_line(&line, events);
-            line.clear();
-            self.line = line;
-            result?;
+            *bytes = &bytes[end + 1..];
+            let is_complete = if self.line.is_empty() {
+                self.end_line(part)
+            } else {
+                let mut line = std::mem::take(&mut self.line);
+                line.extend_from_slice(part);
+                let is_complete = self.end_line(&line);
+                line.clear();
+                self.line = line;
+                is_complete
+            }?;
+            if is_complete {
+                return Ok(true);
+            }
         }
-        Ok(())
+        Ok(false)
     }
 
-    fn end_line(&mut self, mut line: &[u8], events: &mut Vec<String>) -> Result<(), SseError> {
+    /// Takes one whole line in. True if it completes an event.
+    fn end_line(&mut self, mut line: &[u8]) -> Result<bool, SseError> {
         if std::mem::take(&mut self.at_start) {
             line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
         }
         if line.is_empty() {
-            if let Some(data) = self.data.take() {
-                events.push(String::from_utf8(data).map_err(|_| SseError::NotUtf8)?);
-            }
-            return Ok(());
+            return Ok(self.has_data);
         }
-        let colon = line.iter().position(|&byte| byte == b':');
+        let colon = memchr::memchr(b':', line);
         let (field, value) = match colon {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
             None => (line, &[][..]),
         };
         if field != b"data" {
-            return Ok(()); // A comment (no name), or a field that carries no data.
+            return Ok(false); // A comment (no name), or a field that carries no data.
         }
         let value = value.strip_prefix(b" ").unwrap_or(value);
-        let data = match &mut self.data {
-            Some(data) => {
-                data.push(b'\n');
-                data
-            }
-            empty => empty.insert(Vec::new()),
-        };
-        if data.len() + value.len() > self.max_event_bytes {
+        if std::mem::replace(&mut self.has_data, true) {
+            self.data.push(b'\n');
+        }
+        if self.data.len() + value.len() > self.max_event_bytes {
             return Err(SseError::TooLong { limit: self.max_event_bytes });
         }
-        data.extend_from_slice(value);
-        Ok(())
+        self.data.extend_from_slice(value);
+        Ok(false)
     }
 }
 
@@ -160,11 +197,19 @@ mod tests {
         out.push(b'\n');
     }
 
+    /// The data of each event that these bytes complete.
+    fn push(decoder: &mut Decoder, bytes: &[u8], events: &mut Vec<String>) -> Result<(), SseError> {
+        decoder.push(bytes, |data| {
+            events.push(data.to_owned());
+            Ok(())
+        })
+    }
+
     fn read_in_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<String>, Decoder) {
         let mut decoder = Decoder::new(1 << 16);
         let mut events = Vec::new();
         for chunk in chunks {
-            decoder.push(chunk, &mut events).expect("stream is well formed");
+            push(&mut decoder, chunk, &mut events).expect("stream is well formed");
         }
         (events, decoder)
     }
@@ -190,9 +235,9 @@ mod tests {
         for stream in [&b"data: 12345"[..], b"data: 1234\ndata: 1234\ndata: 1234\n\n"] {
             let mut decoder = Decoder::new(10);
             let mut events = Vec::new();
-            decoder.push(b"data: ok\n\n", &mut events).expect("short event");
-            assert_eq!(decoder.push(stream, &mut events), expected);
-            assert_eq!(decoder.push(b"\n\n", &mut events), expected);
+            push(&mut decoder, b"data: ok\n\n", &mut events).expect("short event");
+            assert_eq!(push(&mut decoder, stream, &mut events), expected);
+            assert_eq!(push(&mut decoder, b"\n\n", &mut events), expected);
             assert_eq!(events, ["ok"]);
         }
     }
@@ -200,7 +245,7 @@ mod tests {
     #[test]
     fn data_that_is_not_utf8_is_refused() {
         let mut events = Vec::new();
-        assert_eq!(Decoder::new(100).push(b"data: \xFF\n\n", &mut events), Err(SseError::NotUtf8));
+        assert_eq!(push(&mut Decoder::new(100), b"data: \xFF\n\n", &mut events), Err(SseError::NotUtf8));
     }
 
     #[test]

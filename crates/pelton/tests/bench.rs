@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -91,6 +92,7 @@ fn steps_are_measured(api: &str) {
             }
             return;
         }
+        std::thread::sleep(Duration::from_secs(1));
     }
     panic!("steps of 20 ms were measured as {}", summary(&last));
 }

@@ -1,8 +1,9 @@
 //! One connection whose reads are timed: HTTP/1.1 or HTTP/2, with or without TLS.
 //!
 //! The connection is driven inside the task that uses it, so a byte passes from the socket to its reader without waiting for the
-//! scheduler, and the time of each read is taken directly after the system call, before anything is decrypted or parsed. HTTP/2 is h2
-//! itself rather than a channel on top of it: channels drive their connection in a task of its own, whose wake-up would be measured.
+//! scheduler, and the time of each read is taken directly after the system call, before anything is decrypted or parsed. HTTP/1.1 has a
+//! reader of its own ([`Http1`]); HTTP/2 is h2 itself rather than a channel on top of it: channels drive their connection in a task of
+//! its own, whose wake-up would be measured.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -15,14 +16,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body_util::Full;
-use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::http1::Http1;
 use super::tls::Tls;
 
 /// Longest time to make a connection, TLS included.
@@ -44,13 +42,6 @@ pub struct Broken {
     pub is_unsent: bool,
 }
 
-impl From<hyper::Error> for Broken {
-    fn from(error: hyper::Error) -> Self {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Broken { message: format!("{error}{cause}"), is_unsent: error.is_canceled() }
-    }
-}
-
 impl From<h2::Error> for Broken {
     fn from(error: h2::Error) -> Self {
         let is_unsent = error.reason() == Some(h2::Reason::REFUSED_STREAM);
@@ -67,15 +58,12 @@ pub struct Connection {
     turn_bytes: usize,
 }
 
-/// Drivers are `None` once the connection has ended.
 #[derive(Debug)]
 enum Wire {
-    Http1 {
-        sender: http1::SendRequest<Full<Bytes>>,
-        driver: Option<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>,
-    },
+    Http1(Box<Http1<Stream>>),
     Http2 {
         sender: h2::client::SendRequest<Bytes>,
+        /// `None` once the connection has ended.
         driver: Option<Box<h2::client::Connection<Stream>>>,
     },
 }
@@ -83,10 +71,30 @@ enum Wire {
 /// The rest of an answer.
 #[derive(Debug)]
 pub enum Body {
-    /// Of HTTP/1.1.
-    Http1(Incoming),
+    /// Of HTTP/1.1: in the connection.
+    Http1,
     /// Of HTTP/2.
     Http2(h2::RecvStream),
+}
+
+/// Bytes of an answer, in the buffer that they were read into.
+#[derive(Debug)]
+pub enum Data<'a> {
+    /// Of HTTP/1.1.
+    Lent(&'a [u8]),
+    /// Of HTTP/2.
+    Own(Bytes),
+}
+
+impl std::ops::Deref for Data<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Data::Lent(bytes) => bytes,
+            Data::Own(bytes) => bytes,
+        }
+    }
 }
 
 impl Connection {
@@ -110,8 +118,7 @@ impl Connection {
                 let (sender, driver) = builder.handshake(stream).await.map_err(io::Error::other)?;
                 Wire::Http2 { sender, driver: Some(Box::new(driver)) }
             } else {
-                let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-                Wire::Http1 { sender, driver: Some(Box::new(driver)) }
+                Wire::Http1(Box::new(Http1::new(stream)))
             };
             Ok(Self { wire, last_read, turn_bytes: 0 })
         };
@@ -123,10 +130,7 @@ impl Connection {
     /// Whether another request can be sent. Notices that the server has closed an idle connection.
     pub async fn is_ready(&mut self) -> bool {
         match &mut self.wire {
-            Wire::Http1 { sender, driver } => {
-                look(driver).await;
-                driving(driver, sender.ready()).await.is_ok() && driver.is_some()
-            }
+            Wire::Http1(connection) => connection.is_ready().await,
             Wire::Http2 { sender, driver } => {
                 look(driver).await;
                 driving(driver, std::future::poll_fn(|cx| sender.poll_ready(cx))).await.is_ok() && driver.is_some()
@@ -137,9 +141,7 @@ impl Connection {
     /// Sends a request and waits for the head of its answer.
     pub async fn send(&mut self, request: Request<Bytes>) -> Result<(Response<Body>, Instant), Broken> {
         let response = match &mut self.wire {
-            Wire::Http1 { sender, driver } => {
-                driving(driver, sender.send_request(request.map(Full::new))).await?.map(Body::Http1)
-            }
+            Wire::Http1(connection) => connection.send(request).await?.map(|()| Body::Http1),
             Wire::Http2 { sender, driver } => {
                 let answer = async {
                     std::future::poll_fn(|cx| sender.poll_ready(cx)).await?;
@@ -155,42 +157,26 @@ impl Connection {
     }
 
     /// The next bytes of an answer, and when they were read from the socket; `None` at its end.
-    pub async fn read(&mut self, body: &mut Body) -> Option<Result<(Bytes, Instant), Broken>> {
+    pub async fn read(&mut self, body: &mut Body) -> Option<Result<(Data<'_>, Instant), Broken>> {
         if self.turn_bytes > TURN_BYTES {
             self.turn_bytes = 0;
             tokio::task::yield_now().await;
         }
-        let Self { wire, last_read, turn_bytes } = self;
-        let next = std::future::poll_fn(|cx| {
-            let bytes = match body {
-                Body::Http1(body) => loop {
-                    match Pin::new(&mut *body).poll_frame(cx) {
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                            Ok(bytes) => break Ok(bytes),
-                            Err(_trailers) => continue,
-                        },
-                        Poll::Ready(Some(Err(error))) => break Err(error.into()),
-                        Poll::Ready(None) => return Poll::Ready(None),
-                        Poll::Pending => return Poll::Pending,
-                    }
-                },
-                Body::Http2(body) => match body.poll_data(cx) {
-                    Poll::Ready(Some(bytes)) => bytes.map_err(Broken::from).and_then(|bytes| {
-                        body.flow_control().release_capacity(bytes.len())?;
-                        Ok(bytes)
-                    }),
-                    Poll::Ready(None) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                },
-            };
-            Poll::Ready(Some(bytes.map(|bytes| (bytes, last_read.get()))))
-        });
-        let read = match wire {
-            Wire::Http1 { driver, .. } => driving(driver, next).await,
-            Wire::Http2 { driver, .. } => driving(driver, next).await,
+        let data = match (&mut self.wire, body) {
+            (Wire::Http1(connection), _) => connection.data().await?.map(Data::Lent),
+            (Wire::Http2 { driver, .. }, Body::Http2(body)) => {
+                let bytes = driving(driver, std::future::poll_fn(|cx| body.poll_data(cx))).await?;
+                let released = bytes.map_err(Broken::from).and_then(|bytes| {
+                    body.flow_control().release_capacity(bytes.len())?;
+                    Ok(bytes)
+                });
+                released.map(Data::Own)
+            }
+            // A body is read on the connection that it came on.
+            (Wire::Http2 { .. }, Body::Http1) => return None,
         };
-        *turn_bytes += read.as_ref().and_then(|read| read.as_ref().ok()).map_or(0, |(bytes, _)| bytes.len());
-        read
+        self.turn_bytes += data.as_ref().map_or(0, |data| data.len());
+        Some(data.map(|data| (data, self.last_read.get())))
     }
 
     /// What follows a body that was read to its end, and when it was read. HTTP/1.1 answers have none.

@@ -2,6 +2,7 @@
 
 mod connection;
 mod grpc;
+mod http1;
 mod kserve;
 mod openai;
 pub mod probe;
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method};
 use pelton_protocol::kserve::{ModelInferResponse, ModelStreamInferResponse, SERVICE};
-use pelton_protocol::sse;
+use pelton_protocol::sse::{self, SseError};
 use serde_json::{Map, Value};
 
 pub use connection::Connection;
@@ -381,19 +382,20 @@ async fn pump(
     row: &mut RowBuilder,
 ) -> Result<(), Failure> {
     let mut decoder = sse::Decoder::new(MAX_ANSWER_BYTES);
-    let mut events = Vec::new();
     let mut length = 0;
     while let Some(read) = connection.read(body).await {
         let (bytes, at) = read?;
         length += bytes.len();
-        let decoded = decoder.push(&bytes, &mut events);
-        for data in events.drain(..) {
-            reader.event(&data, at, row)?;
-        }
-        decoded.map_err(|error| Failure::new(ErrorKind::Malformed, error))?;
+        decoder.push(&bytes, |data| reader.event(data, at, row))?;
         bound(length, row)?;
     }
     Ok(())
+}
+
+impl From<SseError> for Failure {
+    fn from(error: SseError) -> Self {
+        Failure::new(ErrorKind::Malformed, error)
+    }
 }
 
 /// Refuses streams that do not end.

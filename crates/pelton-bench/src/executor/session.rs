@@ -1,7 +1,9 @@
 //! One start: all requests of its session, each ended by its own limit or by the run's.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::{Phase, Shared, count};
 use crate::client::{Connection, Question};
@@ -58,18 +60,16 @@ impl Shared {
             if let Some(intended) = start.intended.filter(|_| turn == 0) {
                 row = row.intended(intended.saturating_duration_since(self.began).as_micros() as u64);
             }
-            let timeout = self.job.timeout;
+            // A task of its own: asking the clock and the run's phase again at each token would cost more than the token.
+            let mut limit =
+                tokio::task::spawn_local(limit(self.phase.clone(), now, self.job.timeout, self.job.limits.grace));
             let failure = tokio::select! {
                 biased;
                 result = self.job.client.exchange(slot, body, &mut row) => result.err(),
-                () = tokio::time::sleep(timeout) => {
-                    Some(Failure::new(ErrorKind::Timeout, format!("no complete answer within {timeout:?}")))
-                }
-                () = self.reaches(Phase::Cut) => {
-                    let grace = self.job.limits.grace;
-                    Some(Failure::new(ErrorKind::Cut, format!("still running {grace:?} after the end")))
-                }
+                // It neither panics nor is aborted before this.
+                failure = &mut limit => failure.ok(),
             };
+            limit.abort();
             let is_well = failure.is_none();
             count(if is_well { &self.live.done } else { &self.live.failed });
             let answer = row.take_pieces().concat();
@@ -88,5 +88,18 @@ impl Shared {
             next = self.compose(&mut session);
         }
         true
+    }
+}
+
+/// Waits until a request that started at `start` must end: after its own time, or when the run's grace is over.
+async fn limit(mut phase: watch::Receiver<Phase>, start: Instant, timeout: Duration, grace: Duration) -> Failure {
+    tokio::select! {
+        () = tokio::time::sleep_until((start + timeout).into()) => {
+            Failure::new(ErrorKind::Timeout, format!("no complete answer within {timeout:?}"))
+        }
+        // The sender outlives all tasks.
+        _ = phase.wait_for(|now| *now >= Phase::Cut) => {
+            Failure::new(ErrorKind::Cut, format!("still running {grace:?} after the end"))
+        }
     }
 }

@@ -122,18 +122,35 @@ pub fn estimate_cases(runs: &[RunResult]) -> Vec<CaseEstimates> {
 
 /// The median and the 99th percentile of each metric with values, and each metric of the whole run. `runs` are repetitions of one case.
 pub fn estimate(runs: &[&RunResult]) -> Vec<Estimate> {
+    let samples: Vec<(Metric, Sample)> =
+        Metric::ALL.into_iter().filter_map(|metric| Some((metric, Sample::of(runs, metric)?))).collect();
     let mut estimates = Vec::new();
-    for metric in Metric::ALL {
+    for (n, (metric, sample)) in samples.iter().enumerate() {
         let aggregates: &[Aggregate] =
             if metric.has_distribution() { &[Aggregate::P50, Aggregate::P99] } else { &[Aggregate::Value] };
-        let Some(sample) = Sample::of(runs, metric) else { continue };
-        for (n, &aggregate) in aggregates.iter().enumerate() {
+        for &aggregate in aggregates {
             let Some(value) = sample.value(aggregate) else { continue };
-            let interval = sample.draws(aggregate, n as u64).map(|draws| interval(draws, sample.resampled));
-            estimates.push(Estimate { metric, aggregate, value, interval });
+            estimates.push((n, Estimate { metric: *metric, aggregate, value, interval: None }));
         }
     }
-    estimates
+    // What is drawn are requests, slices or runs: numbers of the same ones share their draws.
+    let mut open: Vec<usize> = (0..estimates.len()).collect();
+    while let Some(&first) = open.first() {
+        let of = |at: usize| &samples[estimates[at].0].1;
+        let (together, others): (Vec<usize>, Vec<usize>) =
+            open.iter().copied().partition(|&at| of(at).units_of(of(first)));
+        let asked: Vec<(&Sample, Aggregate)> = together.iter().map(|&at| (of(at), estimates[at].1.aggregate)).collect();
+        let intervals: Vec<Option<Interval>> = draws(&asked, 0)
+            .into_iter()
+            .zip(&asked)
+            .map(|(draws, (sample, _))| Some(interval(draws?, sample.resampled)))
+            .collect();
+        for (at, interval) in together.into_iter().zip(intervals) {
+            estimates[at].1.interval = interval;
+        }
+        open = others;
+    }
+    estimates.into_iter().map(|(_, estimate)| estimate).collect()
 }
 
 /// How `b` differs from `a`.
@@ -343,43 +360,54 @@ impl Sample {
 
     /// The number in each draw; `None` if there is too little to draw from.
     fn draws(&self, aggregate: Aggregate, seed: u64) -> Option<Vec<f64>> {
+        draws(&[(self, aggregate)], seed).pop().flatten()
+    }
+
+    /// Whether both are drawn from the same units.
+    fn units_of(&self, other: &Self) -> bool {
+        (self.resampled, self.units.len(), &self.runs) == (other.resampled, other.units.len(), &other.runs)
+    }
+
+    fn is_enough(&self, aggregate: Aggregate) -> bool {
         if self.units.len() < 2 {
-            return None;
+            return false;
         }
         // No failure among n says that failures are rare, not that they cannot happen.
         if self.is_whole && self.values.first().map(|first| first.0) == self.values.last().map(|last| last.0) {
-            return None;
+            return false;
         }
-        if let Some(q) = aggregate.quantile()
-            && (self.values.len() as f64) * (1.0 - q) < 1.0
-        {
-            return None;
-        }
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut weights = vec![0u32; self.units.len()];
-        let work = self.units.len() + self.ladder.step;
-        let draws = (MAX_WORK / work).clamp(MIN_DRAWS, MAX_DRAWS);
-        let runs = self.runs.len() - 1;
-        (0..draws)
-            .map(|_| {
-                weights.fill(0);
-                for _ in 0..runs {
-                    let run = if runs > 1 { random.usize(..runs) } else { 0 };
-                    let units = self.runs[run]..self.runs[run + 1];
-                    if self.resampled == Resampled::Runs {
-                        weights[units.start as usize] += 1;
-                        continue;
-                    }
-                    for _ in units.clone() {
-                        weights[random.u32(units.clone()) as usize] += 1;
-                    }
-                }
-                self.weighted(aggregate, &weights)
-            })
-            // A draw that happens to hold no value says nothing.
-            .filter(Option::is_some)
-            .collect()
+        aggregate.quantile().is_none_or(|q| (self.values.len() as f64) * (1.0 - q) >= 1.0)
     }
+}
+
+/// The numbers in each draw; `None` for one that has too little to draw from. All are drawn from the same units.
+fn draws(asked: &[(&Sample, Aggregate)], seed: u64) -> Vec<Option<Vec<f64>>> {
+    let mut drawn: Vec<Option<Vec<f64>>> =
+        asked.iter().map(|(sample, aggregate)| sample.is_enough(*aggregate).then(Vec::new)).collect();
+    let Some((Sample { units, runs, resampled, .. }, _)) = asked.first() else { return drawn };
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut weights = vec![0u32; units.len()];
+    let work = asked.iter().map(|(sample, _)| units.len() + sample.ladder.step).max().unwrap_or(1);
+    let num_runs = runs.len() - 1;
+    for _ in 0..(MAX_WORK / work).clamp(MIN_DRAWS, MAX_DRAWS) {
+        weights.fill(0);
+        for _ in 0..num_runs {
+            let run = if num_runs > 1 { random.usize(..num_runs) } else { 0 };
+            let units = runs[run]..runs[run + 1];
+            if *resampled == Resampled::Runs {
+                weights[units.start as usize] += 1;
+                continue;
+            }
+            for _ in units.clone() {
+                weights[random.u32(units.clone()) as usize] += 1;
+            }
+        }
+        for ((sample, aggregate), drawn) in asked.iter().zip(&mut drawn) {
+            // A draw that happens to hold no value says nothing.
+            drawn.iter_mut().for_each(|drawn| drawn.extend(sample.weighted(*aggregate, &weights)));
+        }
+    }
+    drawn
 }
 
 /// One unit for each slice of each run's window: its rate. `None` if the metric is no rate or a window is too short.

@@ -149,6 +149,10 @@ impl Workload {
     /// from files comes in another order.
     pub fn reseeded(&self, seed: u64) -> Self {
         let mut workload = Self { seed, ..self.clone() };
+        // One text for all is in every cache from the second request on; another one in each run would only make runs differ.
+        if self.mix == PromptMix::Same {
+            return workload;
+        }
         match &mut workload.material {
             Material::Synthetic { texts, .. } | Material::Trace { texts, .. } => texts.reseed(seed),
             Material::Pool(pool) => pool.reseed(seed),

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use pelton_engine::{EngineConfig, EngineHandle, FakeConfig, FakeModel, TokenId};
-use pelton_protocol::sse::Decoder;
+use pelton_protocol::sse::{Decoder, SseError};
 use pelton_serve::{ServeConfig, ServeOutcome, ServeRunError};
 use pelton_text::{TextModel, TextPool};
 use serde_json::Value;
@@ -327,7 +327,12 @@ impl Events {
         while self.ready.is_empty() {
             let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("in time")?;
             let data = frame.expect("an unbroken stream").into_data().expect("data");
-            self.decoder.push(&data, &mut self.ready).expect("well-formed events");
+            let ready = &mut self.ready;
+            let read: Result<(), SseError> = self.decoder.push(&data, |event| {
+                ready.push(event.to_owned());
+                Ok(())
+            });
+            read.expect("well-formed events");
         }
         Some(self.ready.remove(0))
     }
