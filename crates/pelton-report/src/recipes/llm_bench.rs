@@ -11,6 +11,9 @@ use pelton_bench::{
     TargetPlan, Users, WorkloadPlan,
 };
 
+/// Each user of the original waits up to so long before its first request, so that they do not go in step.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
 /// Width of the rules above and below the block.
 const RULE: usize = 80;
 
@@ -108,10 +111,10 @@ pub fn plan(target: TargetPlan, asked: &Asked) -> BenchPlan {
             let bounds = OpenBounds { max_in_flight: asked.users, ..OpenBounds::default() };
             Load::rates([rate], arrival, bounds)
         }
-        None if asked.users as f64 <= asked.spawn_rate => Load::users([asked.users]),
         None => {
             // A ramp that never ends is refused with the plan.
             let duration = Duration::try_from_secs_f64(asked.users as f64 / asked.spawn_rate).unwrap_or(Duration::MAX);
+            let duration = duration.max(FIRST_WAIT);
             let stages = vec![Stage { duration, target: asked.users as f64 }];
             Case::Closed { users: Users::Ramping { from: 0, stages }, each: None }.into()
         }
