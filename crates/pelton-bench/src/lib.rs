@@ -229,13 +229,18 @@ impl Tester<'_> {
         let of = cases.len() * self.plan.goals.repeats as usize;
         for repeat in 0..self.plan.goals.repeats {
             for case in cases {
-                if self.is_interrupted {
+                if self.is_over() {
                     return Ok(());
                 }
                 self.run(case.clone(), repeat, of).await?;
             }
         }
         Ok(())
+    }
+
+    /// Whether no further run shall begin: a run was ended early, or the wish came behind the last one.
+    fn is_over(&self) -> bool {
+        self.is_interrupted || (!self.runs.is_empty() && self.control.is_stopped())
     }
 
     /// Runs levels until the highest that meets the targets is known.
@@ -247,6 +252,9 @@ impl Tester<'_> {
                 Next::Try(level, step) => (level, step),
                 Next::End(end) => return Ok(searching.result(end)),
             };
+            if self.is_over() {
+                return Ok(searching.result(SearchEnd::Interrupted));
+            }
             if self.runs.len() >= plan.max_runs as usize {
                 return Ok(searching.result(SearchEnd::Runs));
             }

@@ -123,7 +123,7 @@ impl Control {
 
     /// Changes the number of users of the run that goes on, at once; at most [`MAX_USERS`](crate::MAX_USERS). Loads that are neither
     /// [`Users::Constant`](crate::Users::Constant) nor [`Users::Steered`](crate::Users::Steered) keep their own number, as do users with a
-    /// number of requests each.
+    /// number of requests each, and shares.
     pub fn set_users(&self, users: usize) {
         self.users.send_replace(Some(users));
     }

@@ -332,12 +332,44 @@ fn one_prompt_for_all_leaves_each_answer_its_own_length() {
     });
     let mut plan = plan(&mock, Load::users([1, 2]), 30_000, 20);
     plan.workload.prompts = PromptMix::Same;
+    plan.workload.input_tokens = Some(Lengths::of(Shape::Uniform(20, 200)));
     plan.workload.output_tokens = Some(Lengths::of(Shape::Uniform(2, 40)));
     let report = run(&plan);
     let lengths: BTreeSet<u32> = report.runs[0].rows.iter().map(|row| row.wished_tokens).collect();
     assert!(lengths.len() > 5, "{lengths:?}");
     // The sample, and the one prompt of both runs.
     assert_eq!(prompts.lock().expect("not poisoned").len(), 2);
+}
+
+/// Ends the test when its first run is over.
+struct EnoughOfOne(Control);
+
+impl Watch for EnoughOfOne {
+    fn see(&mut self, sight: Sight<'_>) {
+        if let Sight::Ends(_) = sight {
+            self.0.stop();
+        }
+    }
+}
+
+#[test]
+fn an_end_between_two_runs_begins_no_other() {
+    let mock = paced(1, 1);
+    let control = Control::default();
+    let plan = plan(&mock, Load::users([1, 2, 3]), 30_000, 3);
+    let report = watched(&plan, &mut EnoughOfOne(control.clone()), &control);
+    assert_eq!((report.runs.len(), report.runs[0].rows.len()), (1, 3));
+    assert_eq!(report.outcome_of_server(), Outcome::Met);
+}
+
+#[test]
+fn a_share_without_users_ends_at_once() {
+    let mock = paced(1, 1);
+    let mut plan = plan(&mock, Load::users([2]), 30_000, 100);
+    plan.scale.shard = Some(Shard { index: 0, of: 4 });
+    let began = Instant::now();
+    assert!(run(&plan).runs[0].rows.is_empty());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 /// The shares of a plan, run one after another.

@@ -15,7 +15,7 @@ pub(crate) fn about() -> About {
         api: Some("tgi"),
         streams: true,
         warmup: Warmup::Requests(0),
-        is_search: false,
+        may_steer: true,
     }
 }
 

@@ -31,9 +31,9 @@ pub(crate) struct About {
     pub streams: bool,
     #[serde(skip)]
     pub warmup: Warmup,
-    /// Whether each run is a step of a search, which a hand would mislead.
+    /// Whether a hand may change the number of users: neither that of a step of a search, nor that of a share.
     #[serde(skip)]
-    pub is_search: bool,
+    pub may_steer: bool,
 }
 
 impl About {
@@ -44,7 +44,7 @@ impl About {
             api: plan.target.api.map(|api| api.name()),
             streams: plan.target.stream,
             warmup: plan.warmup,
-            is_search: plan.goals.search.is_some(),
+            may_steer: plan.goals.search.is_none() && plan.scale.shard.is_none(),
         }
     }
 }
@@ -151,7 +151,7 @@ impl Tally {
 
     /// The run that goes on, if its number of users may be changed.
     pub fn steered(&self) -> Option<&Running> {
-        self.run.as_ref().filter(|run| run.begins.is_steered && !run.is_over && !self.about.is_search)
+        self.run.as_ref().filter(|run| run.begins.is_steered && !run.is_over && self.about.may_steer)
     }
 
     /// Takes in one look. True if a new point was made or something other than numbers changed.

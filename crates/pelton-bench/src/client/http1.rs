@@ -22,6 +22,9 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Most headers of an answer.
 const MAX_HEADERS: usize = 100;
 
+/// Most interim answers (100 Continue, 103 Early Hints) before the one that is meant.
+const MAX_INTERIM: u32 = 100;
+
 /// Room for one read. What is more stays in the socket for the next.
 const READ_BYTES: usize = 16 << 10;
 
@@ -97,6 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             self.stream.flush().await
         };
         let sent = sent.await;
+        drop(bytes); // The answer may be long in coming.
         // A server that refuses a long request may answer and close before it has read all of it.
         match (self.read_head().await, sent) {
             (Ok(answer), _) => Ok(answer),
@@ -191,10 +195,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
 
     async fn read_head(&mut self) -> Result<Response<()>, Broken> {
         self.give_back();
+        let mut num_interim = 0;
         loop {
             if let Some((answer, rest, keeps_alive)) = self.parse_head()? {
                 // Interim answers come before the one that is meant.
                 if answer.status().is_informational() {
+                    num_interim += 1;
+                    if num_interim > MAX_INTERIM {
+                        return Err(malformed(format!(
+                            "more than {MAX_INTERIM} interim answers came before the answer"
+                        )));
+                    }
                     continue;
                 }
                 (self.rest, self.keeps_alive) = (rest, keeps_alive);
@@ -372,7 +383,7 @@ mod tests {
             ("HTTP/1.1 204 No Content\r\n\r\n", false, (204, ""), true),
         ];
         for (answer, closes, (status, body), is_ready) in CASES {
-            for piece in [1, 2, 7, 1000] {
+            for piece in 1..=answer.len() {
                 let (result, ready) = exchange(answer.as_bytes(), piece, closes).await;
                 assert_eq!(result, Ok((status, body.as_bytes().to_vec())), "{answer:?} in pieces of {piece}");
                 assert_eq!(ready, is_ready, "{answer:?} in pieces of {piece}");
@@ -400,10 +411,12 @@ mod tests {
             (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", "another protocol"),
         ];
         for (answer, words) in cases {
-            let (result, is_ready) = exchange(answer, 3, true).await;
-            let message = result.expect_err("no answer");
-            assert!(message.contains(words), "{:?}: {message}", String::from_utf8_lossy(answer));
-            assert!(!is_ready);
+            for piece in 1..=answer.len().max(1) {
+                let (result, is_ready) = exchange(answer, piece, true).await;
+                let message = result.expect_err("no answer");
+                assert!(message.contains(words), "{:?}: {message}", String::from_utf8_lossy(answer));
+                assert!(!is_ready);
+            }
         }
     }
 
@@ -416,5 +429,11 @@ mod tests {
         server.write_all(&answer).await.expect("room");
         let broken = client.send(Request::new(Bytes::new())).await.expect_err("no head");
         assert!(broken.message.contains("longer than 65536 bytes"), "{}", broken.message);
+
+        let (client, mut server) = tokio::io::duplex(1 << 20);
+        let mut client = Http1::new(client);
+        server.write_all(&b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000)).await.expect("room");
+        let broken = client.send(Request::new(Bytes::new())).await.expect_err("no answer");
+        assert!(broken.message.contains("more than 100 interim"), "{}", broken.message);
     }
 }

@@ -228,6 +228,8 @@ async fn keep_time(
     phase.send_replace(Phase::Ending);
     tokio::select! {
         () = tokio::time::sleep(limits.grace) => {}
+        // A run that ended by its time is cut by the first stop, one that was stopped by the second.
+        () = control.stopped(), if !interrupted => ending.interrupted = true,
         () = control.cut() => ending.interrupted = true,
     }
     phase.send_replace(Phase::Cut);

@@ -103,8 +103,9 @@ async fn steer(
     let (shard, began) = (shared.job.shard, shared.began);
     let set = |users: usize, is_last: bool| wish.send_replace(Wish { users: shard.part(users), is_last });
     match users {
-        // Users with a number of requests of their own end with these: a hand that may add others would keep the run waiting.
-        Users::Constant(n) if each.is_some() => {
+        // Users with a number of requests of their own end with these, and a share without users at once: a hand that may add others would
+        // keep the run waiting.
+        Users::Constant(n) if each.is_some() || shard != Shard::WHOLE => {
             set(*n, true);
         }
         Users::Constant(n) => {

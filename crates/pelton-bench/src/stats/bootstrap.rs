@@ -36,7 +36,7 @@ const MIN_DRAWS: usize = 100;
 const MAX_WORK: usize = 200_000_000;
 
 /// Above so many values no interval is computed from requests: it would be narrower than anything that matters.
-const MAX_VALUES: usize = 20_000_000;
+const MAX_VALUES: usize = 10_000_000;
 
 /// Where a number lies with a confidence of `level`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

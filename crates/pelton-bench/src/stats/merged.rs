@@ -35,9 +35,12 @@ impl Merged<'_> {
             None => self.of_rows(plan),
             Some(histograms) => self.of_histograms(histograms)?,
         };
-        let same = |one: &str, other: &str| words_of(one).eq(words_of(other));
+        let same = |one: &str, other: &str| kind_of(one).eq(kind_of(other));
+        let is_measured = summary.requests.complete > 0;
         for note in self.summaries().flat_map(|part| &part.notes) {
-            if !summary.notes.iter().any(|known| same(known, note)) {
+            // What a share without answers says is not true of the whole.
+            let is_wrong = is_measured && note == super::NOTHING_COMPLETE;
+            if !is_wrong && !summary.notes.iter().any(|known| same(known, note)) {
                 summary.notes.push(note.clone());
             }
         }
@@ -218,7 +221,7 @@ impl Merged<'_> {
     }
 }
 
-/// A note without its numbers: what is told of a part and of the whole is the same note.
-fn words_of(note: &str) -> impl Iterator<Item = char> {
-    note.chars().filter(|c| !c.is_ascii_digit() && *c != '.')
+/// The first words of a note, by which notes of one kind are known whatever their numbers: of a part and of the whole they are the same.
+fn kind_of(note: &str) -> impl Iterator<Item = &str> {
+    note.split_whitespace().filter(|word| !word.contains(|c: char| c.is_ascii_digit())).take(4)
 }

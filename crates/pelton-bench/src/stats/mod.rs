@@ -412,6 +412,9 @@ fn check_prompts<'a>(rows: impl Iterator<Item = &'a Row>) -> Option<PromptCheck>
     })
 }
 
+/// Note of a run of which nothing can be told.
+const NOTHING_COMPLETE: &str = "no measured request has a complete answer";
+
 /// Note of a run that was ended early.
 const INTERRUPTED: &str = "the run was interrupted; the numbers are of what came before";
 
@@ -422,7 +425,7 @@ fn notes(case: &Case, rows: &[Row], is_interrupted: bool, summary: &Summary) -> 
         notes.push(INTERRUPTED.to_owned());
     }
     if requests.complete == 0 {
-        notes.push("no measured request has a complete answer".to_owned());
+        notes.push(NOTHING_COMPLETE.to_owned());
     }
     if requests.counted_by_chunks > 0 {
         let n = requests.counted_by_chunks;

@@ -34,6 +34,8 @@ const MAX_ESTIMATED: u64 = 256;
 #[derive(Clone, Debug)]
 pub struct Workload {
     seed: u64,
+    /// Of prompts and their lengths: the same in all runs where all prompts are.
+    seed_of_text: u64,
     mix: PromptMix,
     think: ThinkTime,
     turns: Sampler,
@@ -136,6 +138,7 @@ impl Workload {
         };
         let workload = Self {
             seed: plan.seed,
+            seed_of_text: plan.seed,
             mix: plan.prompts,
             think: plan.think,
             turns: Sampler::new(&plan.turns, Purpose::Turns)?,
@@ -153,6 +156,7 @@ impl Workload {
         if self.mix == PromptMix::Same {
             return workload;
         }
+        workload.seed_of_text = seed;
         match &mut workload.material {
             Material::Synthetic { texts, .. } | Material::Trace { texts, .. } => texts.reseed(seed),
             Material::Pool(pool) => pool.reseed(seed),
@@ -172,7 +176,7 @@ impl Workload {
         match &self.material {
             Material::Synthetic { texts, input, output } => {
                 let turn = |turn| {
-                    let tokens = input.at(self.seed, of_text, turn);
+                    let tokens = input.at(self.seed_of_text, of_text, turn);
                     let output_tokens = output.at(self.seed, index, turn);
                     let (text, tokens) = match turn {
                         0 => {

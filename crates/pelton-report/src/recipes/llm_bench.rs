@@ -140,7 +140,9 @@ pub fn lines(results: &Results, run: &RunResult, asked: &Asked) -> Vec<Line> {
     let first_ms = |row: &Row| row.first_event_us.filter(|_| stream).map(ms);
     let per_token = |row: &Row| Some((ms(row.end_us) - first_ms(row)?) / f64::from(row.output_tokens).max(1.0));
     let text = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
-    let span_s = complete.iter().map(|row| row.start_us + u64::from(row.end_us)).max().map(|end| end as f64 / 1e6);
+    let first_us = complete.iter().map(|row| row.start_us).min();
+    let last_us = complete.iter().map(|row| row.start_us + u64::from(row.end_us)).max();
+    let span_s = first_us.zip(last_us).map(|(first, last)| (last - first) as f64 / 1e6);
     let prompt = mean(&|row| Some(f64::from(row.prompt_tokens_reported.unwrap_or(row.prompt_tokens))));
     vec![
         ("Provider", asked.provider.clone().unwrap_or_else(|| results.server.api.name().to_owned())),

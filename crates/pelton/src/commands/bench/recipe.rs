@@ -147,13 +147,14 @@ fn llm_bench(args: LlmBenchArgs) -> anyhow::Result<ExitCode> {
             let text = if is_empty { [header, row].concat() } else { row };
             file.write_all(&text).context("summary file cannot be written")?;
         }
-        if let Some(errors) = run.summary.errors.values().next() {
-            // As the original: a run with failures fails.
-            eprintln!("test failed due to failed requests, first: {}", errors.example);
-            return Ok(ExitCode::FAILURE);
-        }
     }
-    measured.conclude(args.allow_client_limit)
+    let runs = measured.results.iter().flat_map(|results| &results.runs);
+    let failure = runs.flat_map(|run| run.summary.errors.values()).map(|errors| errors.example.clone()).next();
+    let code = measured.conclude(args.allow_client_limit)?;
+    let Some(first) = failure else { return Ok(code) };
+    // As the original: a run with failures fails.
+    eprintln!("test failed due to failed requests, first: {first}");
+    Ok(ExitCode::FAILURE)
 }
 
 fn append(path: &Path) -> anyhow::Result<File> {
