@@ -178,6 +178,14 @@ impl Isa {
         }
     }
 
+    /// The dot product of bf16 pairs, where it goes with this set.
+    pub(crate) fn bf16(self) -> Option<Avx512Bf16> {
+        match self {
+            Self::Avx512Bf16(isa) | Self::Amx(Amx(isa)) => Some(isa),
+            Self::Scalar(_) | Self::Avx2(_) | Self::Avx512(_) => None,
+        }
+    }
+
     /// Runs `kernel` in code compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {

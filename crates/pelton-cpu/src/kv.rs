@@ -49,12 +49,17 @@ pub(crate) trait KvElement: Plain {
     /// Rounds to nearest even.
     fn round(x: f32, scale: f32) -> Self;
 
-    /// Two neighbours in the order of sums, for 16 lanes: `p` leads to the first of them, and where they are not paired the second lies
-    /// `stride` elements later.
+    /// The first of two neighbours in the order of sums, for 16 lanes.
     ///
     /// # Safety
-    /// 16 readable elements at `p` and at `p + stride`, or 32 at `p` if paired.
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, stride: usize) -> (L::V, L::V);
+    /// 16 readable elements at `p`, or 32 if paired.
+    unsafe fn load_first<L: Lanes>(isa: L, p: *const Self) -> L::V;
+
+    /// The second; where they are not paired it lies `stride` elements after the first.
+    ///
+    /// # Safety
+    /// 16 readable elements at `p + stride`, or 32 at `p` if paired.
+    unsafe fn load_second<L: Lanes>(isa: L, p: *const Self, stride: usize) -> L::V;
 }
 
 /// Where things lie.
@@ -150,9 +155,15 @@ impl KvElement for f32 {
     }
 
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, stride: usize) -> (L::V, L::V) {
+    unsafe fn load_first<L: Lanes>(isa: L, p: *const f32) -> L::V {
         // SAFETY: the caller's promise.
-        unsafe { (isa.load(p), isa.load(p.add(stride))) }
+        unsafe { isa.load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_second<L: Lanes>(isa: L, p: *const f32, stride: usize) -> L::V {
+        // SAFETY: the caller's promise.
+        unsafe { isa.load(p.add(stride)) }
     }
 }
 
@@ -170,9 +181,15 @@ impl KvElement for f16 {
     }
 
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f16, stride: usize) -> (L::V, L::V) {
+    unsafe fn load_first<L: Lanes>(isa: L, p: *const f16) -> L::V {
         // SAFETY: the caller's promise.
-        unsafe { (isa.load_f16(p), isa.load_f16(p.add(stride))) }
+        unsafe { isa.load_f16(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_second<L: Lanes>(isa: L, p: *const f16, stride: usize) -> L::V {
+        // SAFETY: the caller's promise.
+        unsafe { isa.load_f16(p.add(stride)) }
     }
 }
 
@@ -190,9 +207,15 @@ impl KvElement for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const bf16, _: usize) -> (L::V, L::V) {
+    unsafe fn load_first<L: Lanes>(isa: L, p: *const bf16) -> L::V {
         // SAFETY: the caller's promise.
-        unsafe { isa.load_bf16_pairs(p) }
+        unsafe { isa.load_bf16_first(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_second<L: Lanes>(isa: L, p: *const bf16, _: usize) -> L::V {
+        // SAFETY: the caller's promise.
+        unsafe { isa.load_bf16_second(p) }
     }
 }
 
@@ -212,8 +235,14 @@ impl KvElement for i8 {
     }
 
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const i8, stride: usize) -> (L::V, L::V) {
+    unsafe fn load_first<L: Lanes>(isa: L, p: *const i8) -> L::V {
         // SAFETY: the caller's promise.
-        unsafe { (isa.load_i8(p), isa.load_i8(p.add(stride))) }
+        unsafe { isa.load_i8(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_second<L: Lanes>(isa: L, p: *const i8, stride: usize) -> L::V {
+        // SAFETY: the caller's promise.
+        unsafe { isa.load_i8(p.add(stride)) }
     }
 }

@@ -14,8 +14,8 @@ fn on_every_machine(check: impl Fn(&CpuBackend, conformance::Precision)) {
         for threads in [1, 2, 3] {
             let backend = CpuBackend::new(CpuConfig { threads: Some(threads), isa, pin: false }).unwrap();
             let rounds = matches!(isa, IsaChoice::Avx512Bf16 | IsaChoice::Amx);
-            let rows = if rounds { DType::BF16 } else { DType::F32 };
-            check(&backend, conformance::Precision { rows_for_bf16_weights: rows });
+            let beside_bf16 = if rounds { DType::BF16 } else { DType::F32 };
+            check(&backend, conformance::Precision { beside_bf16 });
         }
         println!("{isa}: ran with 1, 2 and 3 threads");
     }
@@ -108,7 +108,7 @@ fn grouped() {
 
 #[test]
 fn attention() {
-    on_every_machine(|backend, _| conformance::attention(backend));
+    on_every_machine(conformance::attention);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Numbers, Source, assert_close, assert_same_bits, kept, read, step_of, tolerance};
+use super::{Numbers, Precision, Source, assert_close, assert_same_bits, kept, read, step_of, tolerance};
 use crate::{AttendSpec, Backend, BlockId, DType, KvFormat, KvSpec, StepBatch, TokenId, WeightFormat, alibi_slope};
 
 const FORMATS: [KvFormat; 4] =
@@ -34,11 +34,11 @@ type Piece = (usize, Range<usize>);
 type Results = Vec<Vec<f32>>;
 
 /// Results match the reference.
-pub fn attention<B: Backend>(backend: &B) {
+pub fn attention<B: Backend>(backend: &B, precision: Precision) {
     for case in cases() {
         let bench = Bench::new(backend, case);
         let results = bench.run(&bench.one_mixed_step());
-        bench.compare(&results);
+        bench.compare(&results, precision);
     }
 }
 
@@ -324,7 +324,8 @@ impl<'b, B: Backend> Bench<'b, B> {
     }
 
     /// Some positions of each sequence against softmax attention in f64.
-    fn compare(&self, results: &Results) {
+    fn compare(&self, results: &Results, precision: Precision) {
+        let rounds = self.case.format == DType::BF16.into() && precision.beside_bf16 == DType::BF16;
         for (sequence, &length) in self.case.lengths.iter().enumerate() {
             let step = (length / 5).max(1);
             for position in (0..length).step_by(step).chain([length - 1]) {
@@ -332,14 +333,15 @@ impl<'b, B: Backend> Bench<'b, B> {
                     for head in 0..self.case.num_heads {
                         let at = (layer * length + position) * self.out_cols() + head * self.case.head_dim;
                         let found = &results[sequence][at..][..self.case.head_dim];
-                        self.compare_head(found, layer, sequence, position, head);
+                        self.compare_head(found, layer, sequence, position, head, rounds);
                     }
                 }
             }
         }
     }
 
-    fn compare_head(&self, found: &[f32], layer: usize, sequence: usize, position: usize, head: usize) {
+    /// `rounds`: queries and exponentials are rounded to bfloat16.
+    fn compare_head(&self, found: &[f32], layer: usize, sequence: usize, position: usize, head: usize, rounds: bool) {
         let Case { num_heads, num_kv_heads, head_dim, format, .. } = self.case;
         let cols = (num_heads + 2 * num_kv_heads) * head_dim;
         let values_of = |position: usize, head: usize| {
@@ -347,7 +349,8 @@ impl<'b, B: Backend> Bench<'b, B> {
             &self.values[row * cols + head * head_dim..][..head_dim]
         };
         let kv_head = head / (num_heads / num_kv_heads);
-        let query = values_of(position, head);
+        let query: Vec<f32> = values_of(position, head).iter().map(|q| q * self.spec.scale).collect();
+        let query = kept(&query, if rounds { DType::BF16 } else { DType::F32 }.into());
         let mut scores = Vec::new();
         let mut score_magnitude = 0.0f64;
         let slope = self.spec.alibi.map_or(0.0, |max_exponent| f64::from(alibi_slope(head, num_heads, max_exponent)));
@@ -356,7 +359,7 @@ impl<'b, B: Backend> Bench<'b, B> {
             let key = stored(values_of(context, num_heads + kv_head), format);
             let (mut score, mut magnitude) = (0.0, 0.0);
             for (&q, &k) in query.iter().zip(&key) {
-                let product = f64::from(q) * k * f64::from(self.spec.scale);
+                let product = q * k;
                 score += product;
                 magnitude += product.abs();
             }
@@ -374,7 +377,8 @@ impl<'b, B: Backend> Bench<'b, B> {
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        let tolerance = tolerance::attention(head_dim, position + 1, score_magnitude, f64::from(self.case.size));
+        let size = f64::from(self.case.size);
+        let tolerance = tolerance::attention(head_dim, position + 1, score_magnitude, size, rounds);
         let values: Vec<Vec<f64>> = (first..=position)
             .map(|context| stored(values_of(context, num_heads + num_kv_heads + kv_head), format))
             .collect();

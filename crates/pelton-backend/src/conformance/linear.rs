@@ -18,7 +18,7 @@ pub fn linear<B: Backend>(backend: &B, precision: Precision) {
     let mut seed = 0;
     for stored_as in WeightFormat::ALL {
         let rows_as = match stored_as {
-            WeightFormat::Dense(DType::BF16) => RowsAs::Dense(precision.rows_for_bf16_weights),
+            WeightFormat::Dense(DType::BF16) => RowsAs::Dense(precision.beside_bf16),
             WeightFormat::Dense(_) => RowsAs::Dense(DType::F32),
             WeightFormat::Grouped(groups) => RowsAs::Grouped(groups.group),
         };

@@ -28,9 +28,9 @@ use crate::{Backend, BackendError, BlockId, DType, DenseWeight, Group, HostTenso
 /// Precision that a backend states for its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Precision {
-    /// What a linear rounds its rows to where weights are stored as bfloat16: f32 (not at all) or bfloat16.
-    /// Rows that meet f32 and float16 weights are never rounded.
-    pub rows_for_bf16_weights: DType,
+    /// What is rounded to where it meets bfloat16: f32 (not at all) or bfloat16. Rows of a linear meet weights; in attention scaled
+    /// queries meet keys, and exponentials of scores values. Beside f32 and float16 nothing is ever rounded.
+    pub beside_bf16: DType,
 }
 
 /// The backend describes itself, and refuses what does not fit or does not fit together.

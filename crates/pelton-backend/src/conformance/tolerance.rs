@@ -75,12 +75,20 @@ pub(super) fn gelu(y: f64, factor: f64, x: f64) -> f64 {
 
 /// Attention over `context` positions with heads of `head_dim`.
 ///
-/// A score is off by `head_dim + 4` roundings of `score_magnitude` (the sum of `|q * k|`, scaled; a cap, which is off by a few roundings of itself,
+/// A score is off by `2 * head_dim + 4` roundings of `score_magnitude` (the sum of `|q * k|`, scaled; a cap, which is off by a few roundings of itself,
 /// and a penalty for distance, of two, count into it). That and the roundings of the
 /// subtraction (of up to `2 * score_magnitude`) are relative errors of the weight, as are four of the exponential and two of each
-/// softmax correction, of which there is at most one by position. Normalising doubles them; mixing adds `context + 2` roundings.
-pub(super) fn attention(head_dim: usize, context: usize, score_magnitude: f64, value_magnitude: f64) -> f64 {
-    let score = (head_dim as f64 + 4.0) * score_magnitude;
+/// softmax correction, of which there is at most one by position. Normalising doubles them; mixing adds `context + 2` roundings, twice as many
+/// where products round apart from sums. Weights that are `rounded` to bfloat16 are each off by half a unit of its eight bits more; their sum is not.
+pub(super) fn attention(
+    head_dim: usize,
+    context: usize,
+    score_magnitude: f64,
+    value_magnitude: f64,
+    rounded: bool,
+) -> f64 {
+    let score = (2.0 * head_dim as f64 + 4.0) * score_magnitude;
     let weight = score + 4.0 + 3.0 * context as f64;
-    (2.0 * weight + context as f64 + 2.0) * U * value_magnitude
+    let weight_rounding = if rounded { 1.0 / 512.0 } else { 0.0 };
+    ((2.0 * weight + 2.0 * context as f64 + 2.0) * U + weight_rounding) * value_magnitude
 }

@@ -45,12 +45,17 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16_pairs(self, p: *const bf16) -> (__m512, __m512) {
+    unsafe fn load_bf16_first(self, p: *const bf16) -> __m512 {
         // SAFETY: `self` proves AVX-512; the caller promises 32 elements.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_second(self, p: *const bf16) -> __m512 {
+        // SAFETY: as above.
         unsafe {
-            let pairs = _mm512_loadu_si512(p.cast());
-            let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
-            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(odd))
+            let upper = _mm512_set1_epi32(0xffff_0000u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p.cast()), upper))
         }
     }
 

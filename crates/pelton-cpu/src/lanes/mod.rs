@@ -57,11 +57,17 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// 16 readable elements at `p`.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
 
-    /// 32 elements, taken apart: those with even index and those with odd index.
+    /// Of 16 pairs the first of each.
     ///
     /// # Safety
     /// 32 readable elements at `p`.
-    unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Self::V, Self::V);
+    unsafe fn load_bf16_first(self, p: *const bf16) -> Self::V;
+
+    /// Of 16 pairs the second of each.
+    ///
+    /// # Safety
+    /// 32 readable elements at `p`.
+    unsafe fn load_bf16_second(self, p: *const bf16) -> Self::V;
 
     /// # Safety
     /// 16 writable elements at `p`.
@@ -189,10 +195,15 @@ mod tests {
             let brains: Vec<bf16> = self.a.iter().chain(self.b).map(|&x| bf16::from_f32(x)).collect();
             let codes: Vec<i8> = self.b.iter().map(|&x| (x * 40.0) as i8).collect();
             // SAFETY: 16, 16 and 32 elements are there.
-            let (half, code, (even, odd)) = unsafe {
-                (isa.load_f16(halves.as_ptr()), isa.load_i8(codes.as_ptr()), isa.load_bf16_pairs(brains.as_ptr()))
+            let loaded = unsafe {
+                [
+                    isa.load_f16(halves.as_ptr()),
+                    isa.load_i8(codes.as_ptr()),
+                    isa.load_bf16_first(brains.as_ptr()),
+                    isa.load_bf16_second(brains.as_ptr()),
+                ]
             };
-            for v in [half, code, even, odd] {
+            for v in loaded {
                 out.extend(isa.to_array(v));
             }
             for n in -126..=127 {

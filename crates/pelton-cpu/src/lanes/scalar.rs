@@ -43,10 +43,17 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16_pairs(self, p: *const bf16) -> (Self::V, Self::V) {
+    unsafe fn load_bf16_first(self, p: *const bf16) -> Self::V {
         // SAFETY: the caller's promise.
         let pairs = unsafe { p.cast::<[[bf16; 2]; LANES]>().read_unaligned() };
-        (pairs.map(|pair| pair[0].to_f32()), pairs.map(|pair| pair[1].to_f32()))
+        pairs.map(|pair| pair[0].to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_second(self, p: *const bf16) -> Self::V {
+        // SAFETY: the caller's promise.
+        let pairs = unsafe { p.cast::<[[bf16; 2]; LANES]>().read_unaligned() };
+        pairs.map(|pair| pair[1].to_f32())
     }
 
     #[inline(always)]

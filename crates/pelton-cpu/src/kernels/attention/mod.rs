@@ -7,13 +7,15 @@
 //! correction, one sum by chunk. Where chunks begin, and the order of every sum inside, follow from the position alone, so a query's
 //! result does not depend on the rows beside it: prefilled in one piece, in several or decoded, it has the same bits.
 
+mod products;
 mod tile;
 
 use std::ops::Range;
 
+use half::bf16;
 use pelton_backend::{AttendSpec, BlockId, alibi_slope};
 
-use crate::isa::{Isa, Kernel};
+use crate::isa::{Avx512Bf16, Isa, Kernel, Proof, Task};
 use crate::kv::{Blocks, KvCache, KvElement, Layout, STRIP_TOKENS};
 use crate::lanes::{LANES, Lanes, exp, soft_cap};
 use crate::pieces::rows_per_piece;
@@ -21,7 +23,8 @@ use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 use crate::step::{Step, TILE_ROWS, Tile};
 
-use tile::{Scores, mix_strips, score_strips};
+use products::{Floats, Products};
+use tile::{Scores, Weights, mix_strips, score_strips};
 
 /// Positions that share one softmax correction.
 const CHUNK_TOKENS: usize = 64;
@@ -67,19 +70,22 @@ pub(crate) fn attend(
     match &mut kv.blocks {
         Blocks::F32(blocks) => {
             write(pool, args, layout, blocks.as_mut_slice());
-            attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
+            attend_all(pool, scratches, args, layout, blocks.as_ptr(), out, |unit| isa.run(unit));
         }
         Blocks::F16(blocks) => {
             write(pool, args, layout, blocks.as_mut_slice());
-            attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
+            attend_all(pool, scratches, args, layout, blocks.as_ptr(), out, |unit| isa.run(unit));
         }
         Blocks::Bf16(blocks) => {
             write(pool, args, layout, blocks.as_mut_slice());
-            attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
+            match isa.bf16() {
+                Some(isa) => attend_all(pool, scratches, args, layout, blocks.as_ptr(), out, |unit| isa.run(unit)),
+                None => attend_all(pool, scratches, args, layout, blocks.as_ptr(), out, |unit| isa.run(unit)),
+            }
         }
         Blocks::Int8(blocks) => {
             write(pool, args, layout, blocks.as_mut_slice());
-            attend_all(isa, pool, scratches, args, layout, blocks.as_ptr(), out);
+            attend_all(pool, scratches, args, layout, blocks.as_ptr(), out, |unit| isa.run(unit));
         }
     }
 }
@@ -127,14 +133,15 @@ fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout, blocks: &
     });
 }
 
+/// Attends; `run` walks in code compiled for the instruction set.
 fn attend_all<T: KvElement>(
-    isa: Isa,
     pool: &Pool,
     scratches: &Scratches,
     args: &Attend<'_>,
     layout: Layout,
     blocks: *const T,
     out: &mut [f32],
+    run: impl Fn(Unit<'_, T>) + Sync,
 ) {
     let spec = args.spec;
     let out = SharedMut::new(out);
@@ -142,20 +149,21 @@ fn attend_all<T: KvElement>(
     let group = spec.num_heads / spec.num_kv_heads;
     let padded_dim = spec.head_dim.next_multiple_of(LANES);
     let max_queries = (TILE_ROWS * group).next_multiple_of(MAX_QUERIES);
-    scratches.reserve_floats(max_queries * (spec.head_dim + padded_dim + 2));
+    let query_len = spec.head_dim.next_multiple_of(2);
+    scratches.reserve_floats(max_queries * (query_len + padded_dim + 2));
     pool.run(args.step.tiles.len() * spec.num_kv_heads, |worker, unit| {
         let tile = args.step.tiles[unit / spec.num_kv_heads];
         let span = args.step.batch.spans[tile.span];
         let num_queries = (tile.num_rows * group).next_multiple_of(MAX_QUERIES);
         let mut scratch = scratches.of(worker);
-        let memory = scratch.floats(num_queries * (spec.head_dim + padded_dim + 2));
-        let (queries, memory) = memory.split_at_mut(num_queries * spec.head_dim);
+        let memory = scratch.floats(num_queries * (query_len + padded_dim + 2));
+        let (queries, memory) = memory.split_at_mut(num_queries * query_len);
         let (mixed, memory) = memory.split_at_mut(num_queries * padded_dim);
         let (largest, sums) = memory.split_at_mut(num_queries);
         mixed.fill(0.0);
         largest.fill(f32::NEG_INFINITY);
         sums.fill(0.0);
-        isa.run(Unit {
+        run(Unit {
             args,
             layout,
             tile,
@@ -181,6 +189,12 @@ unsafe impl<T: Sync> Sync for CachePointer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Send for CachePointer<T> {}
 
+/// Whether `queries` times two vectors of sums fit the registers.
+#[inline(always)]
+fn in_pairs<L: Lanes>(queries: usize) -> bool {
+    L::TILES.wide || L::TILES.vectors && queries <= 2
+}
+
 /// A tile of rows at one key/value head. Query `i` is row `i / group`, head `i % group` of the group.
 ///
 /// Queries go through a chunk in sets of [`MAX_QUERIES`], or of the power of two that holds those left over; the places of a set that no
@@ -194,7 +208,7 @@ struct Unit<'a, T> {
     group: usize,
     table: &'a [BlockId],
     blocks: CachePointer<T>,
-    /// By set: `[head_dim][queries of the set]`, times the scale of scores.
+    /// By set: `[head_dim / 2][queries of the set]` of [`Products::Two`], times the scale of scores.
     queries: &'a mut [f32],
     /// `[queries][head_dim up to whole vectors]`: values mixed so far, not yet divided by `sums`.
     mixed: &'a mut [f32],
@@ -228,10 +242,25 @@ impl Seen {
 
 impl<T: KvElement> Kernel for Unit<'_, T> {
     #[inline(always)]
-    fn run<L: Lanes>(mut self, isa: L) {
+    fn run<L: Lanes>(self, isa: L) {
+        self.walk(Floats(isa));
+    }
+}
+
+impl Task<Avx512Bf16> for Unit<'_, bf16> {
+    #[inline(always)]
+    fn run(self, isa: Avx512Bf16) {
+        self.walk(isa);
+    }
+}
+
+impl<T: KvElement> Unit<'_, T> {
+    /// All of it, chunk by chunk.
+    #[inline(always)]
+    fn walk<P: Products<T>>(mut self, products: P) {
         let num_queries = self.tile.num_rows * self.group;
-        for i in (0..num_queries).step_by(self.set_len::<L>(0)) {
-            self.lay_out(i, self.set_len::<L>(i));
+        for i in (0..num_queries).step_by(self.set_len::<P::Lanes>(0)) {
+            self.lay_out(products, i, self.set_len::<P::Lanes>(i));
         }
         let first = self.visible(0).start / CHUNK_TOKENS * CHUNK_TOKENS;
         let mut chunk = Chunk { first, strips: self.strips(first), ahead: [std::ptr::null(); CHUNK_STRIPS] };
@@ -239,15 +268,16 @@ impl<T: KvElement> Kernel for Unit<'_, T> {
             chunk.ahead = self.strips(chunk.first + CHUNK_TOKENS);
             let mut i = 0;
             while i < num_queries {
-                let len = self.set_len::<L>(i);
-                if L::TILES.wide && len == 8 {
-                    self.walk::<L, 8>(isa, i, &chunk);
-                } else if L::TILES.wide && len == 4 {
-                    self.walk::<L, 4>(isa, i, &chunk);
-                } else if L::TILES.vectors && len == 2 {
-                    self.walk::<L, 2>(isa, i, &chunk);
+                let len = self.set_len::<P::Lanes>(i);
+                let tiles = P::Lanes::TILES;
+                if tiles.wide && len == 8 {
+                    self.walk_set::<P, 8>(products, i, &chunk);
+                } else if tiles.vectors && len == 4 {
+                    self.walk_set::<P, 4>(products, i, &chunk);
+                } else if tiles.vectors && len == 2 {
+                    self.walk_set::<P, 2>(products, i, &chunk);
                 } else {
-                    self.walk::<L, 1>(isa, i, &chunk);
+                    self.walk_set::<P, 1>(products, i, &chunk);
                 }
                 i += len;
             }
@@ -255,18 +285,16 @@ impl<T: KvElement> Kernel for Unit<'_, T> {
             chunk.strips = chunk.ahead;
         }
         for i in 0..num_queries {
-            self.finish(isa, i);
+            self.finish(products.lanes(), i);
         }
     }
-}
 
-impl<T: KvElement> Unit<'_, T> {
     /// Queries of the set that begins with query `i`.
     #[inline(always)]
     fn set_len<L: Lanes>(&self, i: usize) -> usize {
         let largest = match L::TILES {
             tiles if tiles.wide => MAX_QUERIES,
-            tiles if tiles.vectors => 2,
+            tiles if tiles.vectors => 4,
             _ => 1,
         };
         (self.tile.num_rows * self.group - i).next_power_of_two().min(largest)
@@ -293,15 +321,21 @@ impl<T: KvElement> Unit<'_, T> {
     }
 
     /// Gathers the set of `len` queries that begins with query `i`.
-    fn lay_out(&mut self, i: usize, len: usize) {
+    #[inline(always)]
+    fn lay_out<P: Products<T>>(&mut self, products: P, i: usize, len: usize) {
         let (spec, group) = (self.args.spec, self.group);
-        let set = &mut self.queries[i * spec.head_dim..][..len * spec.head_dim];
+        let twos = spec.head_dim.div_ceil(2);
+        let set: *mut P::Two = self.queries[2 * i * twos..][..2 * len * twos].as_mut_ptr().cast();
         for place in 0..len {
             let query = (i + place).min(self.tile.num_rows * group - 1);
             let (row, head) = (self.tile.first_row + query / group, self.kv_head * group + query % group);
             let query = &self.args.qkv[row * qkv_cols(spec) + head * spec.head_dim..][..spec.head_dim];
-            for (d, &q) in query.iter().enumerate() {
-                set[d * len + place] = q * spec.scale;
+            for first in (0..twos).step_by(LANES) {
+                let numbers = products.twos(query, 2 * first, spec.scale);
+                for (two, &number) in (first..twos).zip(&numbers) {
+                    // SAFETY: the set has `twos * len` places, each of at most two floats.
+                    unsafe { set.add(two * len + place).write(number) };
+                }
             }
         }
     }
@@ -322,7 +356,8 @@ impl<T: KvElement> Unit<'_, T> {
 
     /// Takes the set of `Q` queries that begins with query `i` through a chunk.
     #[inline(always)]
-    fn walk<L: Lanes, const Q: usize>(&mut self, isa: L, i: usize, chunk: &Chunk<T>) {
+    fn walk_set<P: Products<T>, const Q: usize>(&mut self, products: P, i: usize, chunk: &Chunk<T>) {
+        let isa = products.lanes();
         // Positions of the chunk that each query sees.
         let mut seen = [Seen { from: 0, to: 0 }; Q];
         let mut sees_any = false;
@@ -343,20 +378,24 @@ impl<T: KvElement> Unit<'_, T> {
         let most = seen[Q - 1].to;
         let head_dim = self.args.spec.head_dim;
         let mut scores = [[0.0; CHUNK_TOKENS]; Q];
-        let queries = self.queries[i * head_dim..][..Q * head_dim].as_ptr();
+        let query_len = head_dim.next_multiple_of(2);
+        let queries = self.queries[i * query_len..][..Q * query_len].as_ptr().cast();
+        let pairs = in_pairs::<P::Lanes>(Q);
         let mut strip = 0;
         while strip * STRIP_TOKENS < most {
             let first = strip * STRIP_TOKENS;
             // SAFETY: laid out by `lay_out` for this set; whole strips; within the chunk.
             unsafe {
-                if L::TILES.vectors && (strip + 1) * STRIP_TOKENS < most {
+                if pairs && (strip + 1) * STRIP_TOKENS < most {
                     let strips = [chunk.strips[strip], chunk.strips[strip + 1]];
-                    let ahead = [chunk.ahead[strip], chunk.ahead[strip + 1]];
-                    score_strips::<L, T, Q, 2>(isa, queries, head_dim, strips, ahead, first, &mut scores);
+                    // The first set asks for all.
+                    let ahead = if i == 0 { Some([chunk.ahead[strip], chunk.ahead[strip + 1]]) } else { None };
+                    score_strips::<P, T, Q, 2>(products, queries, head_dim, strips, ahead, first, &mut scores);
                     strip += 2;
                 } else {
-                    let (strips, ahead) = ([chunk.strips[strip]], [chunk.ahead[strip]]);
-                    score_strips::<L, T, Q, 1>(isa, queries, head_dim, strips, ahead, first, &mut scores);
+                    let ahead = if i == 0 { Some([chunk.ahead[strip]]) } else { None };
+                    let strips = [chunk.strips[strip]];
+                    score_strips::<P, T, Q, 1>(products, queries, head_dim, strips, ahead, first, &mut scores);
                     strip += 1;
                 }
             }
@@ -365,7 +404,11 @@ impl<T: KvElement> Unit<'_, T> {
         self.adjust(isa, i, chunk.first, &mut scores);
         let corrections = self.soften(isa, i, &seen, &mut scores);
         self.scale(isa, STRIP_TOKENS, &chunk.strips, &mut scores);
-        self.mix(isa, i, &seen, &scores, &corrections, &chunk.strips);
+        for scores in &mut scores {
+            products.weights(scores);
+        }
+        let weights = Weights { weights: &scores, corrections: &corrections };
+        self.mix(products, i, &seen, weights, chunk);
     }
 
     /// Multiplies by the scales of keys (`first` 0) or of values (`first` 16), where there are any. Those of positions that nobody has written
@@ -467,60 +510,77 @@ impl<T: KvElement> Unit<'_, T> {
 
     /// Corrects `mixed` and adds the chunk's values, weighted, position by position.
     #[inline(always)]
-    fn mix<L: Lanes, const Q: usize>(
+    fn mix<P: Products<T>, const Q: usize>(
         &mut self,
-        isa: L,
+        products: P,
         i: usize,
         seen: &[Seen; Q],
-        weights: &[Scores; Q],
-        corrections: &[f32; LANES],
-        strips: &[*const T; CHUNK_STRIPS],
+        weights: Weights<'_>,
+        chunk: &Chunk<T>,
     ) {
         // Side by side as far as all of them see; the sums rest in `mixed` where one goes on alone. A window's begin is each one's own.
-        let alike = seen[0].from == seen[Q - 1].from;
-        let common = if alike { seen[0].from..seen[0].to } else { 0..0 };
-        self.mix_set::<L, Q>(isa, i, weights, corrections, strips, common.clone());
+        // A pair that one of them sees whole is not taken apart.
+        let (first, last) = (seen[0], seen[Q - 1]);
+        let common = match first.from == last.from {
+            true if first.to == last.to => first.from..first.to,
+            true => first.from..(first.to & !1).max(first.from),
+            false => 0..0,
+        };
+        // The first set asks for what comes next.
+        let ahead = if i == 0 { Some(&chunk.ahead) } else { None };
+        self.mix_set::<P, Q>(products, i, weights, &chunk.strips, ahead, common.clone());
         for place in 0..Q {
             let alone = seen[place].from.max(common.end)..seen[place].to;
             if !alone.is_empty() {
-                self.mix_set::<L, 1>(isa, i + place, &weights[place..], &[1.0], strips, alone);
+                let weights = Weights { weights: &weights.weights[place..], corrections: &[1.0] };
+                self.mix_set::<P, 1>(products, i + place, weights, &chunk.strips, None, alone);
             }
         }
     }
 
     /// `positions` of the chunk for queries `i..i + Q`, all of `head_dim`.
     #[inline(always)]
-    fn mix_set<L: Lanes, const Q: usize>(
+    fn mix_set<P: Products<T>, const Q: usize>(
         &mut self,
-        isa: L,
+        products: P,
         i: usize,
-        weights: &[Scores],
-        corrections: &[f32],
+        weights: Weights<'_>,
         strips: &[*const T; CHUNK_STRIPS],
+        ahead: Option<&[*const T; CHUNK_STRIPS]>,
         positions: Range<usize>,
     ) {
         let head_dim = self.args.spec.head_dim;
         let padded_dim = head_dim.next_multiple_of(LANES);
+        let pairs = in_pairs::<P::Lanes>(Q);
         let mut d = 0;
         while d < padded_dim {
-            let mut values = *strips;
-            for values in &mut values {
-                *values = values.wrapping_add(self.layout.keys_len() + d * T::PAIRED);
-            }
+            let values = self.values(strips, d);
+            let values_ahead = ahead.map(|strips| self.values(strips, d));
+            let ahead = values_ahead.as_ref();
             let mixed = &mut self.mixed[i * padded_dim + d..];
             let strides = (head_dim, padded_dim);
             // SAFETY: strips are whole; a vector may be read past a head's end because the next position, strip or the buffer's slack
             // follows, and those lanes are padding.
             unsafe {
-                if L::TILES.vectors && padded_dim - d >= 2 * LANES {
-                    mix_strips::<L, T, Q, 2>(isa, weights, corrections, &values, positions.clone(), strides, mixed);
+                if pairs && padded_dim - d >= 2 * LANES {
+                    mix_strips::<P, T, Q, 2>(products, weights, &values, ahead, positions.clone(), strides, mixed);
                     d += 2 * LANES;
                 } else {
-                    mix_strips::<L, T, Q, 1>(isa, weights, corrections, &values, positions.clone(), strides, mixed);
+                    mix_strips::<P, T, Q, 1>(products, weights, &values, ahead, positions.clone(), strides, mixed);
                     d += LANES;
                 }
             }
         }
+    }
+
+    /// Where values lie in each strip, from dimension `d` on.
+    #[inline(always)]
+    fn values(&self, strips: &[*const T; CHUNK_STRIPS], d: usize) -> [*const T; CHUNK_STRIPS] {
+        let mut values = *strips;
+        for values in &mut values {
+            *values = values.wrapping_add(self.layout.keys_len() + d * T::PAIRED);
+        }
+        values
     }
 
     /// Divides and hands out query `i`.

@@ -5,129 +5,140 @@
 
 use std::ops::Range;
 
-use crate::kv::{KvElement, STRIP_TOKENS};
+use crate::kv::STRIP_TOKENS;
 use crate::lanes::{LANES, Lanes};
 
-use super::CHUNK_TOKENS;
+use super::products::{Products, Which};
+use super::{CHUNK_STRIPS, CHUNK_TOKENS};
 
-/// Scores of one query against the positions of a chunk, then their exponentials.
+/// Scores of one query against the positions of a chunk, then their exponentials, then those as [`Products::weights`] leaves them.
 pub(super) type Scores = [f32; CHUNK_TOKENS];
 
-/// `scores[i][first + 16 * s + lane] = sum over d of queries[d][i] * keys of strip s [d][lane]`, `d` one after the other.
+/// `scores[i][first + 16 * s + lane] = sum over d of queries[d][i] * keys of strip s [d][lane]`, `d` two by two.
 ///
-/// Asks for the strips `ahead` meanwhile, a line of keys and one of values with each pair of dimensions: asked for at once they would
-/// fill the queue of outstanding lines and everything would wait for it.
+/// Asks for the keys of the strips `ahead` meanwhile, a line with each pair of dimensions: asked for at once they would fill the queue of
+/// outstanding lines and everything would wait for it.
 ///
 /// # Safety
-/// `queries` leads to `head_dim * Q` floats; `strips` to whole strips; `first` is whole strips before the end of `scores`.
+/// `queries` leads to `Q` pairs for each two of `head_dim` dimensions; `strips` to whole strips; `first` is whole strips before the end of
+/// `scores`.
 #[inline(always)]
-pub(super) unsafe fn score_strips<L: Lanes, T: KvElement, const Q: usize, const S: usize>(
-    isa: L,
-    queries: *const f32,
+pub(super) unsafe fn score_strips<P: Products<T>, T, const Q: usize, const S: usize>(
+    products: P,
+    queries: *const P::Two,
     head_dim: usize,
     strips: [*const T; S],
-    ahead: [*const T; S],
+    ahead: Option<[*const T; S]>,
     first: usize,
     scores: &mut [Scores],
 ) {
-    let mut sums = [[isa.splat(0.0); S]; Q];
-    let values = head_dim.next_multiple_of(2) * STRIP_TOKENS;
-    for d in (0..head_dim).step_by(2) {
-        let at = d * STRIP_TOKENS;
+    let lanes = products.lanes();
+    let mut sums = [[lanes.splat(0.0); S]; Q];
+    let mut keys = strips;
+    let whole = head_dim & !1;
+    for d in (0..whole).step_by(2) {
         for s in 0..S {
-            isa.prefetch(ahead[s].wrapping_add(at).cast());
-            isa.prefetch(ahead[s].wrapping_add(values + at).cast());
+            keys[s] = strips[s].wrapping_add(d * STRIP_TOKENS);
         }
-        let mut keys = [(isa.splat(0.0), isa.splat(0.0)); S];
-        for s in 0..S {
-            // SAFETY: a strip has keys for an even number of dimensions.
-            keys[s] = unsafe { T::load_pair(isa, strips[s].add(at), STRIP_TOKENS) };
-        }
-        for i in 0..Q {
-            // SAFETY: `d < head_dim`.
-            let q = isa.splat(unsafe { *queries.add(d * Q + i) });
+        if let Some(ahead) = ahead {
             for s in 0..S {
-                sums[i][s] = isa.fma(q, keys[s].0, sums[i][s]);
+                lanes.prefetch(ahead[s].wrapping_add(d * STRIP_TOKENS).cast());
             }
         }
-        if d + 1 < head_dim {
-            for i in 0..Q {
-                // SAFETY: `d + 1 < head_dim`.
-                let q = isa.splat(unsafe { *queries.add((d + 1) * Q + i) });
-                for s in 0..S {
-                    sums[i][s] = isa.fma(q, keys[s].1, sums[i][s]);
-                }
-            }
+        // SAFETY: `d + 1 < head_dim`.
+        unsafe { products.add(&mut sums, queries.add(d / 2 * Q), 1, keys, STRIP_TOKENS, Which::Both) };
+    }
+    if whole < head_dim {
+        for s in 0..S {
+            keys[s] = strips[s].wrapping_add(whole * STRIP_TOKENS);
         }
+        // SAFETY: it is the last dimension; a strip has keys for an even number of them.
+        unsafe { products.add(&mut sums, queries.add(whole / 2 * Q), 1, keys, STRIP_TOKENS, Which::First) };
     }
     for i in 0..Q {
         for s in 0..S {
-            isa.write(&mut scores[i][first + s * STRIP_TOKENS..][..STRIP_TOKENS], 0, sums[i][s]);
+            lanes.write(&mut scores[i][first + s * STRIP_TOKENS..][..STRIP_TOKENS], 0, sums[i][s]);
         }
     }
 }
 
+/// What a chunk does to what some queries have mixed so far.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    /// By query, as [`Products::weights`] leaves them.
+    pub weights: &'a [Scores],
+    /// By query: what earlier chunks' are multiplied by.
+    pub corrections: &'a [f32],
+}
+
 /// `mixed[i][..] = corrections[i] * mixed[i][..] + sum over positions of weights[i][position] * values[position][..]` for `Q` queries and `V`
-/// vectors, `positions` of the chunk one after the other.
+/// vectors, `positions` of the chunk two by two.
 ///
-/// `values` are those of each strip from the first of these dimensions on; `strides` is `head_dim` and the floats from one query's `mixed`
-/// to the next's.
+/// `values` are those of each strip from the first of these dimensions on, and so are those `ahead`, which are asked for meanwhile; `strides` is
+/// `head_dim` and the floats from one query's `mixed` to the next's.
 ///
 /// # Safety
 /// `positions` lie in a chunk; `values` covers them and, of each strip, a further `16 * V` elements after those of the last position are readable.
 #[inline(always)]
-pub(super) unsafe fn mix_strips<L: Lanes, T: KvElement, const Q: usize, const V: usize>(
-    isa: L,
-    weights: &[Scores],
-    corrections: &[f32],
-    values: &[*const T],
+pub(super) unsafe fn mix_strips<P: Products<T>, T, const Q: usize, const V: usize>(
+    products: P,
+    weights: Weights<'_>,
+    values: &[*const T; CHUNK_STRIPS],
+    ahead: Option<&[*const T; CHUNK_STRIPS]>,
     positions: Range<usize>,
     strides: (usize, usize),
     mixed: &mut [f32],
 ) {
+    let lanes = products.lanes();
     let (head_dim, mixed_stride) = strides;
-    let mut sums = [[isa.splat(0.0); V]; Q];
+    let mut sums = [[lanes.splat(0.0); V]; Q];
     for i in 0..Q {
         for v in 0..V {
-            let before = isa.read(&mixed[i * mixed_stride + v * LANES..][..LANES], 0);
-            sums[i][v] = isa.mul(before, isa.splat(corrections[i]));
+            let before = lanes.read(&mixed[i * mixed_stride + v * LANES..][..LANES], 0);
+            sums[i][v] = lanes.mul(before, lanes.splat(weights.corrections[i]));
         }
     }
-    let weights = &weights[..Q];
-    let mut position = positions.start;
-    while position < positions.end {
-        // The pair of positions that it belongs to, of which the first or the second may lie outside.
-        let first = position & !1;
-        let (has_first, has_second) = (position == first, first + 1 < positions.end);
-        let mut pair = [(isa.splat(0.0), isa.splat(0.0)); V];
+    let weights: *const P::Two = weights.weights[..Q].as_ptr().cast();
+    let stride = size_of::<Scores>() / size_of::<P::Two>();
+    let mut pair = [values[0]; V];
+    let Range { start, end } = positions;
+    let mut first = start & !1;
+    // Of the pair that the positions begin or end within, the other one lies outside.
+    if first < start && start < end {
+        let (strip, at) = (first / STRIP_TOKENS, first % STRIP_TOKENS * head_dim);
         for v in 0..V {
-            let at = first % STRIP_TOKENS * head_dim + v * LANES * T::PAIRED;
-            // SAFETY: the caller's promise for these positions.
-            pair[v] = unsafe { T::load_pair(isa, values[first / STRIP_TOKENS].add(at), head_dim) };
+            pair[v] = values[strip].wrapping_add(at + v * LANES * P::PAIRED);
         }
-        if has_first {
-            for i in 0..Q {
-                // SAFETY: positions are those of a chunk.
-                let weight = isa.splat(unsafe { *weights.get_unchecked(i).get_unchecked(first) });
-                for v in 0..V {
-                    sums[i][v] = isa.fma(weight, pair[v].0, sums[i][v]);
-                }
+        // SAFETY: as below.
+        unsafe { products.add(&mut sums, weights.add(first / 2), stride, pair, head_dim, Which::Second) };
+        first += 2;
+    }
+    while first + 1 < end {
+        let (strip, at) = (first / STRIP_TOKENS, first % STRIP_TOKENS * head_dim);
+        for v in 0..V {
+            pair[v] = values[strip].wrapping_add(at + v * LANES * P::PAIRED);
+        }
+        if let Some(ahead) = ahead {
+            for v in 0..V {
+                lanes.prefetch(ahead[strip].wrapping_add(at + v * LANES * P::PAIRED).cast());
             }
         }
-        if has_second {
-            for i in 0..Q {
-                // SAFETY: as above.
-                let weight = isa.splat(unsafe { *weights.get_unchecked(i).get_unchecked(first + 1) });
-                for v in 0..V {
-                    sums[i][v] = isa.fma(weight, pair[v].1, sums[i][v]);
-                }
-            }
+        // SAFETY: the caller's promise for these positions, which are those of a chunk; `Products::weights` left a pair of weights for each
+        // two of them.
+        unsafe { products.add(&mut sums, weights.add(first / 2), stride, pair, head_dim, Which::Both) };
+        first += 2;
+    }
+    if first < end {
+        let (strip, at) = (first / STRIP_TOKENS, first % STRIP_TOKENS * head_dim);
+        for v in 0..V {
+            pair[v] = values[strip].wrapping_add(at + v * LANES * P::PAIRED);
         }
-        position = first + 2;
+        // SAFETY: as above.
+        unsafe { products.add(&mut sums, weights.add(first / 2), stride, pair, head_dim, Which::First) };
     }
     for i in 0..Q {
         for v in 0..V {
-            isa.write(&mut mixed[i * mixed_stride + v * LANES..][..LANES], 0, sums[i][v]);
+            lanes.write(&mut mixed[i * mixed_stride + v * LANES..][..LANES], 0, sums[i][v]);
         }
     }
 }

@@ -50,36 +50,61 @@ impl<T> TileArgs<T> {
     }
 }
 
-/// How an element type's panel is read two input features at a time.
+/// How an element type's panel is read two input features at a time, one after the other: both at once would not fit the registers of narrow
+/// instruction sets.
 pub(super) trait PanelElement: Element {
-    /// Weights of 16 columns for input features `2 * pair` and `2 * pair + 1`.
+    /// Weights of 16 columns for input feature `2 * pair`.
     ///
     /// # Safety
     /// `p` points to a panel (at a column that is a multiple of 16 and at an even input feature) with at least `pair + 1` pairs.
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const Self, pair: usize) -> (L::V, L::V);
+    unsafe fn load_even<L: Lanes>(isa: L, p: *const Self, pair: usize) -> L::V;
+
+    /// For input feature `2 * pair + 1`.
+    ///
+    /// # Safety
+    /// As for [`PanelElement::load_even`].
+    unsafe fn load_odd<L: Lanes>(isa: L, p: *const Self, pair: usize) -> L::V;
 }
 
 impl PanelElement for f32 {
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f32, pair: usize) -> (L::V, L::V) {
-        // SAFETY: both features are in the panel, by the caller's promise.
-        unsafe { (isa.load(p.add(2 * pair * PANEL)), isa.load(p.add((2 * pair + 1) * PANEL))) }
+    unsafe fn load_even<L: Lanes>(isa: L, p: *const f32, pair: usize) -> L::V {
+        // SAFETY: the feature is in the panel, by the caller's promise.
+        unsafe { isa.load(p.add(2 * pair * PANEL)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd<L: Lanes>(isa: L, p: *const f32, pair: usize) -> L::V {
+        // SAFETY: as above.
+        unsafe { isa.load(p.add((2 * pair + 1) * PANEL)) }
     }
 }
 
 impl PanelElement for f16 {
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const f16, pair: usize) -> (L::V, L::V) {
-        // SAFETY: both features are in the panel, by the caller's promise.
-        unsafe { (isa.load_f16(p.add(2 * pair * PANEL)), isa.load_f16(p.add((2 * pair + 1) * PANEL))) }
+    unsafe fn load_even<L: Lanes>(isa: L, p: *const f16, pair: usize) -> L::V {
+        // SAFETY: the feature is in the panel, by the caller's promise.
+        unsafe { isa.load_f16(p.add(2 * pair * PANEL)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd<L: Lanes>(isa: L, p: *const f16, pair: usize) -> L::V {
+        // SAFETY: as above.
+        unsafe { isa.load_f16(p.add((2 * pair + 1) * PANEL)) }
     }
 }
 
 impl PanelElement for bf16 {
     #[inline(always)]
-    unsafe fn load_pair<L: Lanes>(isa: L, p: *const bf16, pair: usize) -> (L::V, L::V) {
+    unsafe fn load_even<L: Lanes>(isa: L, p: *const bf16, pair: usize) -> L::V {
         // SAFETY: the pair is in the panel, by the caller's promise.
-        unsafe { isa.load_bf16_pairs(p.add(2 * pair * PANEL)) }
+        unsafe { isa.load_bf16_first(p.add(2 * pair * PANEL)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd<L: Lanes>(isa: L, p: *const bf16, pair: usize) -> L::V {
+        // SAFETY: as above.
+        unsafe { isa.load_bf16_second(p.add(2 * pair * PANEL)) }
     }
 }
 
@@ -113,29 +138,32 @@ pub(super) unsafe fn tile<L: Lanes, T: PanelElement, const R: usize, const C: us
                 isa.prefetch(wanted.wrapping_byte_add(line).cast());
             }
         }
-        let mut even = [isa.splat(0.0); C];
-        let mut odd = [isa.splat(0.0); C];
+        let mut columns = [isa.splat(0.0); C];
         for c in 0..C {
             // SAFETY: `pair` is within this stretch of the panel.
-            (even[c], odd[c]) = unsafe { T::load_pair(isa, weights.add(T::offset(0, c * LANES)), pair) };
+            columns[c] = unsafe { T::load_even(isa, weights.add(T::offset(0, c * LANES)), pair) };
         }
         for r in 0..R {
             let value = isa.splat(x_at(r, 2 * pair));
             for c in 0..C {
-                sums[r][c] = isa.fma(value, even[c], sums[r][c]);
+                sums[r][c] = isa.fma(value, columns[c], sums[r][c]);
             }
+        }
+        for c in 0..C {
+            // SAFETY: as above.
+            columns[c] = unsafe { T::load_odd(isa, weights.add(T::offset(0, c * LANES)), pair) };
         }
         for r in 0..R {
             let value = isa.splat(x_at(r, 2 * pair + 1));
             for c in 0..C {
-                sums[r][c] = isa.fma(value, odd[c], sums[r][c]);
+                sums[r][c] = isa.fma(value, columns[c], sums[r][c]);
             }
         }
     }
     if k % 2 == 1 {
         for c in 0..C {
-            // SAFETY: the panel is filled up to an even number of features.
-            let (even, _) = unsafe { T::load_pair(isa, weights.add(T::offset(0, c * LANES)), k / 2) };
+            // SAFETY: the panel has this last feature.
+            let even = unsafe { T::load_even(isa, weights.add(T::offset(0, c * LANES)), k / 2) };
             for r in 0..R {
                 sums[r][c] = isa.fma(isa.splat(x_at(r, k - 1)), even, sums[r][c]);
             }
