@@ -105,11 +105,16 @@ pub(crate) struct Amx(Avx512Bf16);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512Vnni(Avx512);
 
+/// Proof that AVX-VNNI may be used beside [`Avx2`]; only [`Isa::int8`] makes one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AvxVnni(Avx2);
+
 /// What multiplies int8 numbers where tiles do not. Results are the same bits on each, so this needs no choice by name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Int8Isa {
     Scalar(Scalar),
     Avx2(Avx2),
+    AvxVnni(AvxVnni),
     Avx512(Avx512),
     Avx512Vnni(Avx512Vnni),
 }
@@ -168,7 +173,10 @@ impl Isa {
     pub(crate) fn int8(self) -> Int8Isa {
         match self {
             Self::Scalar(isa) => Int8Isa::Scalar(isa),
-            Self::Avx2(isa) => Int8Isa::Avx2(isa),
+            Self::Avx2(isa) => match is_x86_feature_detected!("avxvnni") {
+                true => Int8Isa::AvxVnni(AvxVnni(isa)),
+                false => Int8Isa::Avx2(isa),
+            },
             Self::Avx512(isa) | Self::Avx512Bf16(Avx512Bf16(isa)) | Self::Amx(Amx(Avx512Bf16(isa))) => {
                 match is_x86_feature_detected!("avx512vnni") {
                     true => Int8Isa::Avx512Vnni(Avx512Vnni(isa)),
@@ -240,6 +248,13 @@ impl Proof for Avx2 {
     }
 }
 
+impl Proof for AvxVnni {
+    fn run<T: Task<Self>>(self, task: T) {
+        // SAFETY: as above.
+        unsafe { task_avxvnni(self, task) }
+    }
+}
+
 impl Proof for Avx512 {
     fn run<T: Task<Self>>(self, task: T) {
         // SAFETY: as above.
@@ -258,6 +273,13 @@ impl Proof for Avx512Bf16 {
     fn run<T: Task<Self>>(self, task: T) {
         // SAFETY: as above.
         unsafe { task_avx512bf16(self, task) }
+    }
+}
+
+impl AvxVnni {
+    /// What it implies.
+    pub(crate) fn avx2(self) -> Avx2 {
+        self.0
     }
 }
 
@@ -294,6 +316,11 @@ fn task_avx512vnni<T: Task<Avx512Vnni>>(isa: Avx512Vnni, task: T) {
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn task_avx512<T: Task<Avx512>>(isa: Avx512, task: T) {
+    task.run(isa);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn task_avxvnni<T: Task<AvxVnni>>(isa: AvxVnni, task: T) {
     task.run(isa);
 }
 

@@ -12,8 +12,8 @@ use std::arch::x86_64::*;
 use super::pack::Int8Panels;
 use super::words::{WordKernel, Words};
 use super::{Linear, Place, rows, tile_rows};
-use crate::isa::{Avx2, Avx512, Avx512Vnni, Int8Isa, Isa, Kernel, Proof, Scalar, Task};
-use crate::lanes::{LANES, Lanes};
+use crate::isa::{Avx2, Avx512, Avx512Vnni, AvxVnni, Int8Isa, Isa, Kernel, Proof, Scalar, Task};
+use crate::lanes::{LANES, Lanes, Two};
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 
@@ -57,6 +57,7 @@ pub(super) fn linear(
     match isa.int8() {
         Int8Isa::Scalar(dot) => call.compute(dot),
         Int8Isa::Avx2(dot) => call.compute(dot),
+        Int8Isa::AvxVnni(dot) => call.compute(dot),
         Int8Isa::Avx512(dot) => call.compute(dot),
         Int8Isa::Avx512Vnni(dot) => call.compute(dot),
     }
@@ -414,6 +415,67 @@ impl Dot for Avx512 {
     }
 }
 
+/// As for AVX-512 VNNI, in narrower registers.
+impl Dot for AvxVnni {
+    type Lanes = Avx2;
+    type Word = u32;
+    type Weights = [__m256i; 2];
+    type Sums = [__m256i; 2];
+    const WORDS: usize = 1;
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self.avx2()
+    }
+
+    fn words(memory: &mut [u32]) -> &mut [u32] {
+        memory
+    }
+
+    #[inline(always)]
+    fn word(codes: [i8; STEP]) -> u32 {
+        moved_word(codes)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX2.
+        [unsafe { _mm256_setzero_si256() }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, weights: *const u8) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX2; 64 bytes are there, by the caller's promise.
+        unsafe { [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    fn add(self, mut sums: [__m256i; 2], x: u32, weights: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX-VNNI.
+        unsafe {
+            let x = _mm256_set1_epi32(x as i32);
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                *sums = _mm256_dpbusd_avx_epi32(*sums, x, weights);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(self, [low, high]: [__m256i; 2], code_sums: &[i32; LANES]) -> Two {
+        // SAFETY: `self` proves AVX2; sixteen integers are there.
+        unsafe {
+            let low_moved = _mm256_slli_epi32::<7>(_mm256_loadu_si256(code_sums.as_ptr().cast()));
+            let high_moved = _mm256_slli_epi32::<7>(_mm256_loadu_si256(code_sums.as_ptr().add(8).cast()));
+            Two(
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(low, low_moved)),
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(high, high_moved)),
+            )
+        }
+    }
+}
+
 /// The instruction takes rows without sign: codes are moved up by 128, and 128 times the sum of the weights is taken off again.
 impl Dot for Avx512Vnni {
     type Lanes = Avx512;
@@ -434,7 +496,7 @@ impl Dot for Avx512Vnni {
 
     #[inline(always)]
     fn word(codes: [i8; STEP]) -> u32 {
-        u32::from_le_bytes(codes.map(|code| code as u8)) ^ 0x8080_8080
+        moved_word(codes)
     }
 
     #[inline(always)]
@@ -463,6 +525,12 @@ impl Dot for Avx512Vnni {
             _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, moved))
         }
     }
+}
+
+/// Four codes, moved up by 128.
+#[inline(always)]
+fn moved_word(codes: [i8; STEP]) -> u32 {
+    u32::from_le_bytes(codes.map(|code| code as u8)) ^ 0x8080_8080
 }
 
 /// Four codes as 16-bit numbers.

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::isa::{Avx2, Avx512, Avx512Vnni, Scalar};
+use crate::isa::{Avx2, Avx512, Avx512Vnni, AvxVnni, Scalar};
 use crate::lanes::{LANES, Lanes, Two};
 
 /// How weights lie in a step.
@@ -233,6 +233,24 @@ impl Dot<Bytes> for Avx2 {
     }
 }
 
+/// Lower and upper halves of 32 bytes, then of the next 32.
+///
+/// # Safety
+/// 64 readable bytes at `weights`.
+#[inline(always)]
+unsafe fn narrow_nibbles(_proof: Avx2, weights: *const u8) -> [[__m256i; 2]; 2] {
+    // SAFETY: AVX2 is proved; 64 bytes are there, by the caller's promise.
+    unsafe {
+        let low = _mm256_loadu_si256(weights.cast());
+        let high = _mm256_loadu_si256(weights.add(32).cast());
+        let half = _mm256_set1_epi8(15);
+        [
+            [_mm256_and_si256(low, half), _mm256_and_si256(_mm256_srli_epi16::<4>(low), half)],
+            [_mm256_and_si256(high, half), _mm256_and_si256(_mm256_srli_epi16::<4>(high), half)],
+        ]
+    }
+}
+
 impl Dot<Nibbles> for Avx2 {
     type Word = [u32; 2];
     /// Lower and upper halves of eight columns, then of the other eight.
@@ -249,16 +267,8 @@ impl Dot<Nibbles> for Avx2 {
 
     #[inline(always)]
     unsafe fn load(self, weights: *const u8) -> [[__m256i; 2]; 2] {
-        // SAFETY: `self` proves AVX2; 64 bytes are there, by the caller's promise.
-        unsafe {
-            let low = _mm256_loadu_si256(weights.cast());
-            let high = _mm256_loadu_si256(weights.add(32).cast());
-            let half = _mm256_set1_epi8(15);
-            [
-                [_mm256_and_si256(low, half), _mm256_and_si256(_mm256_srli_epi16::<4>(low), half)],
-                [_mm256_and_si256(high, half), _mm256_and_si256(_mm256_srli_epi16::<4>(high), half)],
-            ]
-        }
+        // SAFETY: the caller's promise.
+        unsafe { narrow_nibbles(self, weights) }
     }
 
     #[inline(always)]
@@ -274,6 +284,94 @@ impl Dot<Nibbles> for Avx2 {
             }
         }
         sums
+    }
+}
+
+impl Integers for AvxVnni {
+    type Lanes = Avx2;
+    type Sums = [__m256i; 2];
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self.avx2()
+    }
+
+    #[inline(always)]
+    fn splat(self, x: i32) -> [__m256i; 2] {
+        Integers::splat(self.avx2(), x)
+    }
+
+    #[inline(always)]
+    fn scaled(self, numbers: &[u8; LANES], x: i32) -> [__m256i; 2] {
+        self.avx2().scaled(numbers, x)
+    }
+
+    #[inline(always)]
+    fn floats(self, sums: [__m256i; 2]) -> Two {
+        self.avx2().floats(sums)
+    }
+}
+
+impl Dot<Bytes> for AvxVnni {
+    type Word = u32;
+    type Weights = [__m256i; 2];
+
+    fn words(memory: &mut [u32]) -> &mut [u32] {
+        memory
+    }
+
+    #[inline(always)]
+    fn word(codes: &[i8]) -> u32 {
+        bytes(codes)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, weights: *const u8) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX2; 64 bytes are there, by the caller's promise.
+        unsafe { [_mm256_loadu_si256(weights.cast()), _mm256_loadu_si256(weights.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    fn add(self, [low, high]: [__m256i; 2], x: &u32, weights: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX-VNNI.
+        unsafe {
+            let x = _mm256_set1_epi32(*x as i32);
+            [_mm256_dpbusd_avx_epi32(low, weights[0], x), _mm256_dpbusd_avx_epi32(high, weights[1], x)]
+        }
+    }
+}
+
+impl Dot<Nibbles> for AvxVnni {
+    type Word = [u32; 2];
+    /// Lower and upper halves of eight columns, then of the other eight.
+    type Weights = [[__m256i; 2]; 2];
+
+    fn words(memory: &mut [u32]) -> &mut [[u32; 2]] {
+        memory.as_chunks_mut().0
+    }
+
+    #[inline(always)]
+    fn word(codes: &[i8]) -> [u32; 2] {
+        [bytes(codes), bytes(&codes[4..])]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, weights: *const u8) -> [[__m256i; 2]; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { narrow_nibbles(self.avx2(), weights) }
+    }
+
+    #[inline(always)]
+    fn add(self, [low, high]: [__m256i; 2], x: &[u32; 2], weights: [[__m256i; 2]; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves AVX-VNNI.
+        unsafe {
+            let first = _mm256_set1_epi32(x[0] as i32);
+            let low = _mm256_dpbusd_avx_epi32(low, weights[0][0], first);
+            let high = _mm256_dpbusd_avx_epi32(high, weights[1][0], first);
+            let last = _mm256_set1_epi32(x[1] as i32);
+            [_mm256_dpbusd_avx_epi32(low, weights[0][1], last), _mm256_dpbusd_avx_epi32(high, weights[1][1], last)]
+        }
     }
 }
 

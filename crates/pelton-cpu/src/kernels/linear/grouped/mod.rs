@@ -57,6 +57,7 @@ impl Call<'_> {
         match dot {
             Int8Isa::Scalar(dot) => self.compute(dot),
             Int8Isa::Avx2(dot) => self.compute(dot),
+            Int8Isa::AvxVnni(dot) => self.compute(dot),
             Int8Isa::Avx512(dot) => self.compute(dot),
             Int8Isa::Avx512Vnni(dot) => self.compute(dot),
         }
@@ -283,7 +284,11 @@ mod tests {
         let num_rows = x.len() / weights.in_features;
         let Panels::Grouped(panels) = &weights.panels else { panic!("kept in groups") };
         for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
-            let without_dots = if let Isa::Avx512(isa) = isa { Some(Int8Isa::Avx512(isa)) } else { None };
+            let without_dots = match isa {
+                Isa::Avx2(isa) => Some(Int8Isa::Avx2(isa)),
+                Isa::Avx512(isa) => Some(Int8Isa::Avx512(isa)),
+                _ => None,
+            };
             for dot in [isa.int8()].into_iter().chain(without_dots) {
                 let mut out = vec![f32::NAN; num_rows * weights.out_features];
                 let args = &Linear { x, weights, bias: None, num_rows };
