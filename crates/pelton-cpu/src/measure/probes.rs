@@ -124,7 +124,7 @@ impl Probes {
         self.f32_samples.push(computing(backend, f32_operations(isa), || isa.run(Fma)));
         match isa {
             Isa::Avx512Bf16(_) => {
-                self.bf16_samples.push(computing(backend, 2 * 32 * DOT_CHAINS * CHAIN_LENGTH, || {
+                self.bf16_samples.push(computing(backend, 2 * 32 * WIDE_DOT_CHAINS * CHAIN_LENGTH, || {
                     // SAFETY: the proof exists, so the CPU has AVX-512 BF16.
                     unsafe { dot_bf16() }
                 }))
@@ -239,8 +239,9 @@ fn f32_operations(isa: Isa) -> usize {
     2 * LANES * chains * CHAIN_LENGTH
 }
 
-/// Independent chains of dot products.
-const DOT_CHAINS: usize = 12;
+/// Independent chains of dot products. Twelve are too few for two units of six cycles (bf16 on Zen 5); as many as fit the registers.
+const WIDE_DOT_CHAINS: usize = 24;
+const NARROW_DOT_CHAINS: usize = 12;
 
 /// Products of tiles in each chain of one unit of computing, of which there are four: some 50 microseconds.
 const TILE_CHAIN_LENGTH: usize = 2000;
@@ -276,12 +277,11 @@ impl Int8Unit {
 
     /// Of one call of [`Int8Unit::run`].
     fn operations(self) -> usize {
-        let bytes = match self {
-            Self::Amx(_) => return 2 * 64 * TILES_SUMS,
-            Self::Avx512Vnni => 64,
-            Self::AvxVnni => 32,
-        };
-        2 * bytes * DOT_CHAINS * CHAIN_LENGTH
+        match self {
+            Self::Amx(_) => 2 * 64 * TILES_SUMS,
+            Self::Avx512Vnni => 2 * 64 * WIDE_DOT_CHAINS * CHAIN_LENGTH,
+            Self::AvxVnni => 2 * 32 * NARROW_DOT_CHAINS * CHAIN_LENGTH,
+        }
     }
 
     fn run(self) {
@@ -299,7 +299,7 @@ impl Int8Unit {
 fn dot_int8_avx512() {
     use std::arch::x86_64::{_mm512_dpbusd_epi32, _mm512_set1_epi8};
     let ones = _mm512_set1_epi8(black_box(1));
-    let mut sums = [ones; DOT_CHAINS];
+    let mut sums = [ones; WIDE_DOT_CHAINS];
     for _ in 0..CHAIN_LENGTH {
         for sum in &mut sums {
             *sum = _mm512_dpbusd_epi32(*sum, ones, ones);
@@ -312,7 +312,7 @@ fn dot_int8_avx512() {
 fn dot_int8_avx() {
     use std::arch::x86_64::{_mm256_dpbusd_avx_epi32, _mm256_set1_epi8};
     let ones = _mm256_set1_epi8(black_box(1));
-    let mut sums = [ones; DOT_CHAINS];
+    let mut sums = [ones; NARROW_DOT_CHAINS];
     for _ in 0..CHAIN_LENGTH {
         for sum in &mut sums {
             *sum = _mm256_dpbusd_avx_epi32(*sum, ones, ones);
@@ -327,7 +327,7 @@ fn dot_bf16() {
     let halves = _mm512_set1_epi16(black_box(0x3f00));
     // SAFETY: 512 bits are 32 bf16.
     let halves = unsafe { std::mem::transmute::<std::arch::x86_64::__m512i, __m512bh>(halves) };
-    let mut sums = [_mm512_set1_ps(0.0); DOT_CHAINS];
+    let mut sums = [_mm512_set1_ps(0.0); WIDE_DOT_CHAINS];
     for _ in 0..CHAIN_LENGTH {
         for sum in &mut sums {
             *sum = _mm512_dpbf16_ps(*sum, halves, halves);

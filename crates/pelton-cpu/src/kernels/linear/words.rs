@@ -30,7 +30,7 @@ pub(super) trait WordKernel: Copy + Sync {
     type Sums: Copy;
     /// What belongs to sixteen columns of a group.
     type Columns: Copy;
-    /// Rows of the largest register tile: 12, 6 or 2.
+    /// Rows of the largest register tile: 12, 8, 6 or 2.
     const ROWS: usize;
 
     fn lanes(self) -> Self::Lanes;
@@ -95,7 +95,7 @@ impl<K: WordKernel> Words<'_, K> {
         let n = self.args.weights.out_features;
         let tile_rows = tile_rows(K::Lanes::TILES, self.args.num_rows);
         let num_groups = self.steps.div_ceil(self.group_steps);
-        let tiles_of = |rows: usize| rows.div_ceil(K::ROWS);
+        let tiles_of = |rows: usize| rows.div_ceil(inner_rows::<K>(rows).max(1));
         let num_tiles = place.rows.len() / tile_rows * tiles_of(tile_rows) + tiles_of(place.rows.len() % tile_rows);
         for panel in place.panels.clone() {
             let mut tile_index = 0;
@@ -110,7 +110,7 @@ impl<K: WordKernel> Words<'_, K> {
             for first_row in place.rows.clone().step_by(tile_rows) {
                 let rows = tile_rows.min(place.rows.end - first_row);
                 let x = self.tiles[first_row * self.steps..][..tile_rows * self.steps].as_ptr();
-                for inner in (0..rows).step_by(K::ROWS) {
+                for inner in (0..rows).step_by(inner_rows::<K>(rows)) {
                     let tile = WordTile {
                         x: x.wrapping_add(inner),
                         x_stride: tile_rows,
@@ -124,7 +124,7 @@ impl<K: WordKernel> Words<'_, K> {
                         first_row: first_row * num_groups + inner,
                         first_column,
                         first_group_column: first_column * num_groups,
-                        rows: rows - inner,
+                        rows: inner_rows::<K>(rows).min(rows - inner),
                         columns,
                         ahead: Ahead::new(
                             tile_index,
@@ -149,15 +149,16 @@ impl<K: WordKernel> Words<'_, K> {
         let kernel = self.kernel;
         // SAFETY: the caller's promise, passed on.
         unsafe {
-            if K::ROWS == 12 {
+            if K::ROWS == 12 || K::ROWS == 8 {
                 match args.rows {
                     1 => tile::<K, 1, VECTORS>(kernel, args),
                     2 => tile::<K, 2, VECTORS>(kernel, args),
                     3 | 4 => tile::<K, 4, VECTORS>(kernel, args),
                     5 | 6 => tile::<K, 6, VECTORS>(kernel, args),
                     7 | 8 => tile::<K, 8, VECTORS>(kernel, args),
-                    9 | 10 => tile::<K, 10, VECTORS>(kernel, args),
-                    _ => tile::<K, 12, VECTORS>(kernel, args),
+                    9 | 10 if K::ROWS > 8 => tile::<K, 10, VECTORS>(kernel, args),
+                    _ if K::ROWS > 8 => tile::<K, 12, VECTORS>(kernel, args),
+                    _ => unreachable!("a tile has no more rows than fit"),
                 }
             } else if K::ROWS == 6 && !K::Lanes::TILES.wide {
                 match args.rows {
@@ -180,6 +181,15 @@ impl<K: WordKernel> Words<'_, K> {
                 }
             }
         }
+    }
+}
+
+/// Rows of each register tile of `rows` that are laid out together: an even number, about the same for all.
+#[inline(always)]
+fn inner_rows<K: WordKernel>(rows: usize) -> usize {
+    match rows {
+        0 | 1 => rows,
+        _ => rows.div_ceil(rows.div_ceil(K::ROWS)).next_multiple_of(2),
     }
 }
 

@@ -490,7 +490,8 @@ impl Dot<Nibbles> for Avx512 {
 impl Integers for Avx512Vnni {
     type Lanes = Avx512;
     type Sums = __m512i;
-    const ROWS: usize = 12;
+    /// With twelve, sums and the groups so far would not fit the registers together.
+    const ROWS: usize = 8;
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
