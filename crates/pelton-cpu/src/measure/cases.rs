@@ -18,7 +18,7 @@ use super::roofline::{Need, Source, Unit};
 use crate::isa::Isa;
 use crate::{CpuBackend, KvCache, PackedLinear, Rows, Step};
 
-/// What multiplies weights kept in `format`.
+/// What multiplies weights, keys or values kept in `format`.
 fn unit(format: WeightFormat, isa: Isa) -> Unit {
     match (format, isa) {
         (WeightFormat::Dense(DType::BF16), Isa::Avx512Bf16(_) | Isa::Amx(_)) => Unit::Bf16,
@@ -267,7 +267,7 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
             kernel: "attend",
             size: format!("decode, {sequences} x {} tokens, KV {}", sizes.context, KV_DTYPE),
             rows: sequences,
-            need: attention_need(sequences * sizes.context, sequences * sizes.context),
+            need: attention_need(backend, sequences * sizes.context, sequences * sizes.context),
             run: Box::new(move |backend| {
                 let layer = turn / turns.len() % num_layers;
                 backend.attend(&turns[turn % turns.len()], &qkv, &mut kv.borrow_mut(), layer, &HEADS, &mut out);
@@ -286,20 +286,20 @@ fn attention(backend: &CpuBackend, sizes: &Sizes, uncached_bytes: u64) -> Result
         kernel: "attend",
         size: format!("prefill, {rows} tokens, KV {KV_DTYPE}"),
         rows,
-        need: attention_need(rows, rows * (rows + 1) / 2),
+        need: attention_need(backend, rows, rows * (rows + 1) / 2),
         run: Box::new(move |backend| backend.attend(&step, &qkv, &mut kv.borrow_mut(), 0, &HEADS, &mut out)),
     });
     Ok(cases)
 }
 
 /// Attention that reads `read` positions of keys and values, where rows and positions make `pairs`.
-fn attention_need(read: usize, pairs: usize) -> Need {
+fn attention_need(backend: &CpuBackend, read: usize, pairs: usize) -> Need {
     Need {
         bytes: (read * 2 * HEADS.num_kv_heads * HEADS.head_dim * KV_DTYPE.size_bytes()) as f64,
         source: Source::Memory,
         // A score and a share of a value: two multiply-adds for each column of each query head.
         operations: (pairs * 4 * HEADS.num_heads * HEADS.head_dim) as f64,
-        unit: Unit::F32,
+        unit: unit(KV_DTYPE.into(), backend.isa),
     }
 }
 
@@ -421,14 +421,20 @@ fn uploaded(backend: &CpuBackend, batch: &StepBatch) -> Result<Step, BackendErro
     Ok(step)
 }
 
-/// Numbers between -0.5 and 0.5 that repeat after a prime number of them, so that neighbouring rows differ.
+/// Made-up numbers repeat after so many, a prime, so that neighbouring rows differ. Fewer would be learnt by branch predictors: rounding rows
+/// once seemed to cost nothing, and took a third of a linear's time with others.
+const PERIOD: usize = 65_537;
+
+/// Numbers between -0.5 and 0.5 without a pattern; SplitMix64 (Steele, Lea and Flood 2014).
 fn made_up(index: usize) -> f32 {
-    (index % 61) as f32 / 61.0 - 0.5
+    let mixed = ((index % PERIOD + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    ((mixed ^ (mixed >> 27)) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
 }
 
 /// Little-endian bf16 of a matrix `[n, k]`.
 fn made_up_matrix(n: usize, k: usize) -> Vec<u8> {
-    let period: Vec<u8> = (0..61).flat_map(|i| bf16::from_f32(made_up(i)).to_le_bytes()).collect();
+    let period: Vec<u8> = (0..PERIOD).flat_map(|i| bf16::from_f32(made_up(i)).to_le_bytes()).collect();
     let mut bytes = Vec::with_capacity(2 * n * k + period.len());
     while bytes.len() < 2 * n * k {
         bytes.extend_from_slice(&period);

@@ -8,7 +8,7 @@ use super::words::{WordKernel, Words};
 use super::{Linear, Place, rows, tile_rows};
 use crate::buffer::Buffer;
 use crate::isa::{Avx512, Avx512Bf16, Proof, Task};
-use crate::lanes::Lanes;
+use crate::lanes::{LANES, Lanes};
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 
@@ -21,33 +21,60 @@ pub(super) fn linear(
     panels: &Buffer<bf16>,
     out: SharedMut<'_, f32>,
 ) {
-    compute(isa, pool, scratches, args, panels, out, |unit| isa.run(unit));
+    let call = Call { pool, scratches, args, panels, out };
+    call.compute(isa, |x, words| isa.run(Round { x, words }), |unit| isa.run(unit));
 }
 
-fn compute<K: WordKernel<Word = u32>>(
-    kernel: K,
-    pool: &Pool,
-    scratches: &Scratches,
-    args: &Linear<'_>,
-    panels: &Buffer<bf16>,
-    out: SharedMut<'_, f32>,
-    run: impl Fn(Unit<'_, '_, K>) + Sync,
-) {
-    let k = args.weights.in_features;
-    let pairs = k.div_ceil(2);
-    let tile_rows = tile_rows(K::Lanes::TILES, args.num_rows);
-    let mut shared = scratches.shared();
-    let tiles = shared.words(rows::packed_len(args.num_rows, pairs, tile_rows));
-    rows::pack_rows(pool, args.num_rows, pairs, tile_rows, tiles, |row, first_pair, words| {
-        let x = &args.x[row * k..][..k];
-        for (pair, word) in (first_pair..).zip(words) {
-            let even = u32::from(bf16::from_f32(x[2 * pair]).to_bits());
-            let odd = x.get(2 * pair + 1).map_or(0, |&x| u32::from(bf16::from_f32(x).to_bits()));
-            *word = odd << 16 | even;
+/// Numbers as pairs of bf16, to nearest even, zeros beyond the end of `x`.
+struct Round<'a> {
+    x: &'a [f32],
+    words: &'a mut [u32],
+}
+
+impl Task<Avx512Bf16> for Round<'_> {
+    #[inline(always)]
+    fn run(self, isa: Avx512Bf16) {
+        let lanes = isa.lanes();
+        for (at, words) in self.words.chunks_mut(LANES).enumerate() {
+            let low = lanes.read(self.x, 2 * at * LANES);
+            let high = lanes.read(self.x, (2 * at + 1) * LANES);
+            // SAFETY: `isa` proves AVX-512 BF16; a register of pairs is the same bits whether it counts as sixteen words or as 32 bf16.
+            let pairs = unsafe { std::mem::transmute::<__m512bh, [u32; LANES]>(_mm512_cvtne2ps_pbh(high, low)) };
+            words.copy_from_slice(&pairs[..words.len()]);
         }
-    });
-    let words = Words { args, tiles, steps: pairs, group_steps: pairs, panels: panels.bytes(), out, kernel };
-    words.compute(pool, |place| run(Unit { words: &words, place }));
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    pool: &'a Pool,
+    scratches: &'a Scratches,
+    args: &'a Linear<'a>,
+    panels: &'a Buffer<bf16>,
+    out: SharedMut<'a, f32>,
+}
+
+impl Call<'_> {
+    /// `round` makes numbers into words.
+    fn compute<K: WordKernel<Word = u32>>(
+        self,
+        kernel: K,
+        round: impl Fn(&[f32], &mut [u32]) + Sync,
+        run: impl Fn(Unit<'_, '_, K>) + Sync,
+    ) {
+        let Self { pool, args, panels, out, .. } = self;
+        let k = args.weights.in_features;
+        let pairs = k.div_ceil(2);
+        let tile_rows = tile_rows(K::Lanes::TILES, args.num_rows);
+        let mut shared = self.scratches.shared();
+        let tiles = shared.words(rows::packed_len(args.num_rows, pairs, tile_rows));
+        rows::pack_rows(pool, args.num_rows, pairs, tile_rows, tiles, |row, first_pair, words| {
+            let x = &args.x[row * k..][..k];
+            round(&x[2 * first_pair..], words);
+        });
+        let words = Words { args, tiles, steps: pairs, group_steps: pairs, panels: panels.bytes(), out, kernel };
+        words.compute(pool, |place| run(Unit { words: &words, place }));
+    }
 }
 
 struct Unit<'w, 'a, K: WordKernel> {
@@ -112,7 +139,6 @@ mod tests {
     use super::super::pack::{PackedLinear, Panels};
     use super::*;
     use crate::isa::{Isa, IsaChoice, Scalar};
-    use crate::lanes::LANES;
 
     /// `VDPBF16PS` in plain code, as Intel describes it: the upper product of each pair, then the lower.
     #[derive(Clone, Copy)]
@@ -153,6 +179,14 @@ mod tests {
 
         unsafe fn finish(self, sums: [f32; LANES], _row: usize, _columns: (), before: [f32; LANES]) -> [f32; LANES] {
             Scalar.add(sums, before)
+        }
+    }
+
+    /// [`Round`] in plain code.
+    fn round(x: &[f32], words: &mut [u32]) {
+        for (pair, word) in words.iter_mut().enumerate() {
+            let half = |at: usize| x.get(at).map_or(0, |&x| u32::from(bf16::from_f32(x).to_bits()));
+            *word = half(2 * pair + 1) << 16 | half(2 * pair);
         }
     }
 
@@ -202,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn the_instruction_rounds_as_plain_code() {
+        let Ok(Isa::Avx512Bf16(isa)) = Isa::detect(IsaChoice::Avx512Bf16) else { return };
+        for count in [1, 2, 15, 16, 31, 32, 33, 63, 64, 65, 999] {
+            let mut x = numbers(count);
+            x[count / 2] = [f32::INFINITY, -0.0, f32::MAX, 1.003_906_3][count % 4];
+            let mut found = vec![0; count.div_ceil(2)];
+            let mut wanted = found.clone();
+            isa.run(Round { x: &x, words: &mut found });
+            round(&x, &mut wanted);
+            assert_eq!(found, wanted, "{count} numbers");
+        }
+    }
+
+    #[test]
     fn all_but_the_instruction_is_right_and_batch_invariant() {
         let pool = Pool::new(2, &[]).unwrap();
         let scratches = Scratches::new(2);
@@ -217,8 +265,9 @@ mod tests {
                 let num_rows = x.len() / k;
                 let args = Linear { x, weights: &weights, bias: Some(bias), num_rows };
                 let mut out = vec![f32::NAN; num_rows * n];
-                let shared = SharedMut::new(&mut out);
-                compute(Described, &pool, &scratches, &args, panels, shared, |unit| unit.words.unit(unit.place));
+                let call =
+                    Call { pool: &pool, scratches: &scratches, args: &args, panels, out: SharedMut::new(&mut out) };
+                call.compute(Described, round, |unit| unit.words.unit(unit.place));
                 out
             };
             let all = linear(&x);
