@@ -105,7 +105,7 @@ fn sequences_of_several_adapters_in_one_batch_say_what_each_says_alone() {
         }
         let gauges = engine.gauges();
         // Where blocks are short, there may never be one for a guess.
-        if settings.kv_tokens > 1000 {
+        if settings.speculate == 0 || settings.kv_tokens > 1000 {
             assert_eq!(gauges.drafted_tokens.load(Ordering::Relaxed) > 0, settings.speculate > 0, "{settings:?}");
         }
         assert_eq!(gauges.preemptions.load(Ordering::Relaxed) > 0, settings.kv_tokens < 1000, "{settings:?}");

@@ -89,6 +89,6 @@ pub(super) fn attention(
 ) -> f64 {
     let score = (2.0 * head_dim as f64 + 4.0) * score_magnitude;
     let weight = score + 4.0 + 3.0 * context as f64;
-    let weight_rounding = if rounded { 1.0 / 512.0 } else { 0.0 };
+    let weight_rounding = if rounded { 1.0 / 256.0 } else { 0.0 };
     ((2.0 * weight + 2.0 * context as f64 + 2.0) * U + weight_rounding) * value_magnitude
 }

@@ -197,3 +197,141 @@ fn round(_proof: Avx512Bf16, low: __m512, high: __m512) -> __m512i {
     // SAFETY: AVX-512 BF16 is proved; bits as above.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use pelton_backend::{AttendSpec, BlockId, DType, KvSpec, StepBatch, TokenId};
+
+    use super::super::{Attend, Blocks, Unit, attend_all, qkv_cols, write};
+    use super::*;
+    use crate::isa::{Isa, IsaChoice, Kernel};
+    use crate::kv::KvCache;
+    use crate::pool::Pool;
+    use crate::scratch::Scratches;
+    use crate::step::Step;
+
+    /// The instruction in plain code, on sets of as many queries as other lanes have: the upper product of each pair, then the lower, zero or not.
+    #[derive(Clone, Copy)]
+    struct Described<L>(L);
+
+    fn half(bits: u32) -> f32 {
+        f32::from_bits(bits << 16)
+    }
+
+    fn pair(low: f32, high: f32) -> u32 {
+        u32::from(bf16::from_f32(high).to_bits()) << 16 | u32::from(bf16::from_f32(low).to_bits())
+    }
+
+    impl<L: Lanes> Products<bf16> for Described<L> {
+        type Lanes = L;
+        type Two = u32;
+        const PAIRED: usize = bf16::PAIRED;
+
+        fn lanes(self) -> L {
+            self.0
+        }
+
+        fn twos(self, x: &[f32], at: usize, scale: f32) -> [u32; LANES] {
+            let number = |i: usize| x.get(at + i).map_or(0.0, |x| x * scale);
+            std::array::from_fn(|i| pair(number(2 * i), number(2 * i + 1)))
+        }
+
+        fn weights(self, scores: &mut Scores) {
+            for i in 0..scores.len() / 2 {
+                scores[i] = f32::from_bits(pair(scores[2 * i], scores[2 * i + 1]));
+            }
+        }
+
+        unsafe fn add<const Q: usize, const V: usize>(
+            self,
+            sums: &mut [[L::V; V]; Q],
+            twos: *const u32,
+            stride: usize,
+            pairs: [*const bf16; V],
+            _pair_stride: usize,
+            which: Which,
+        ) {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: `twos` leads to `Q` pairs.
+                let two = unsafe { *twos.add(i * stride) };
+                for (sums, pair) in sums.iter_mut().zip(pairs) {
+                    // SAFETY: 32 elements are there, the caller's promise.
+                    let numbers = unsafe { pair.cast::<[[bf16; 2]; LANES]>().read_unaligned() };
+                    let mut added = self.0.to_array(*sums);
+                    for (sum, [first, second]) in added.iter_mut().zip(numbers) {
+                        let first = if which == Which::Second { 0.0 } else { first.to_f32() };
+                        let second = if which == Which::First { 0.0 } else { second.to_f32() };
+                        *sum = half(two >> 16).mul_add(second, *sum);
+                        *sum = half(two & 0xffff).mul_add(first, *sum);
+                    }
+                    *sums = self.0.read(&added, 0);
+                }
+            }
+        }
+    }
+
+    struct DescribedUnit<'a>(Unit<'a, bf16>);
+
+    impl Kernel for DescribedUnit<'_> {
+        fn run<L: Lanes>(self, isa: L) {
+            self.0.walk(Described(isa));
+        }
+    }
+
+    const POSITIONS: usize = 150;
+
+    /// Results of all positions, computed in pieces of these sizes, over and over, in a cache of leftovers that are no numbers.
+    fn in_pieces(isa: Isa, spec: &AttendSpec, qkv: &[f32], sizes: &[usize]) -> Vec<f32> {
+        let (pool, scratches) = (Pool::new(2, &[]).unwrap(), Scratches::new(2));
+        let kv_spec = KvSpec {
+            num_layers: 1,
+            num_kv_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+            block_tokens: 16,
+            format: DType::BF16.into(),
+        };
+        let mut kv = KvCache::new(&kv_spec, POSITIONS.div_ceil(16) as u32).unwrap();
+        let layout = kv.layout;
+        let Blocks::Bf16(blocks) = &mut kv.blocks else { panic!("kept in bf16") };
+        blocks.as_mut_slice().fill(bf16::NAN);
+        let table: Vec<BlockId> = (0..POSITIONS.div_ceil(16) as u32).map(BlockId).collect();
+        let (cols, out_cols) = (qkv_cols(spec), spec.num_heads * spec.head_dim);
+        let mut results = Vec::new();
+        let mut sizes = sizes.iter().cycle();
+        while results.len() < POSITIONS * out_cols {
+            let first = results.len() / out_cols;
+            let rows = (POSITIONS - first).min(*sizes.next().unwrap());
+            let mut batch = StepBatch::default();
+            batch.push_span(&vec![TokenId(0); rows], first as u32, &table[..(first + rows).div_ceil(16)], 16);
+            let mut step = Step::new(rows);
+            step.begin(&batch);
+            let args = Attend { step: &step, qkv: &qkv[first * cols..][..rows * cols], layer: 0, spec };
+            write(&pool, &args, layout, blocks.as_mut_slice());
+            let mut out = vec![f32::NAN; rows * out_cols];
+            attend_all(&pool, &scratches, &args, layout, blocks.as_ptr(), &mut out, |unit| {
+                isa.run(DescribedUnit(unit))
+            });
+            results.extend(out);
+        }
+        results
+    }
+
+    /// As the conformance list asks of the instruction, on any CPU: which positions are summed as pairs follows from a query's own position alone.
+    #[test]
+    fn pairs_are_batch_invariant() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        for (num_heads, num_kv_heads, head_dim, window) in
+            [(4, 2, 16, None), (3, 1, 33, None), (8, 1, 20, Some(5)), (2, 2, 7, Some(64)), (2, 1, 48, Some(1))]
+        {
+            let spec = AttendSpec { window, ..AttendSpec::causal(num_heads, num_kv_heads, head_dim, 0.25) };
+            let qkv: Vec<f32> = (0..POSITIONS * qkv_cols(&spec)).map(|_| rng.f32() * 4.0 - 2.0).collect();
+            for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
+                let whole = in_pieces(isa, &spec, &qkv, &[POSITIONS]);
+                assert!(whole.iter().all(|x| x.is_finite()), "{spec:?}");
+                for sizes in [&[1][..], &[16, 1, 33, 5], &[2, 3]] {
+                    assert_eq!(in_pieces(isa, &spec, &qkv, sizes), whole, "{spec:?} in pieces of {sizes:?}");
+                }
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::kv::STRIP_TOKENS;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{CACHE_LINE, LANES, Lanes};
 
 use super::products::{Products, Which};
 use super::{CHUNK_STRIPS, CHUNK_TOKENS};
@@ -16,7 +16,7 @@ pub(super) type Scores = [f32; CHUNK_TOKENS];
 
 /// `scores[i][first + 16 * s + lane] = sum over d of queries[d][i] * keys of strip s [d][lane]`, `d` two by two.
 ///
-/// Asks for the keys of the strips `ahead` meanwhile, a line with each pair of dimensions: asked for at once they would fill the queue of
+/// Asks for the keys of the strips `ahead` meanwhile, those of two dimensions with each two: asked for at once they would fill the queue of
 /// outstanding lines and everything would wait for it.
 ///
 /// # Safety
@@ -42,7 +42,9 @@ pub(super) unsafe fn score_strips<P: Products<T>, T, const Q: usize, const S: us
         }
         if let Some(ahead) = ahead {
             for s in 0..S {
-                lanes.prefetch(ahead[s].wrapping_add(d * STRIP_TOKENS).cast());
+                for line in (0..2 * STRIP_TOKENS * size_of::<T>()).step_by(CACHE_LINE) {
+                    lanes.prefetch(ahead[s].wrapping_add(d * STRIP_TOKENS).wrapping_byte_add(line).cast());
+                }
             }
         }
         // SAFETY: `d + 1 < head_dim`.
@@ -120,7 +122,11 @@ pub(super) unsafe fn mix_strips<P: Products<T>, T, const Q: usize, const V: usiz
         }
         if let Some(ahead) = ahead {
             for v in 0..V {
-                lanes.prefetch(ahead[strip].wrapping_add(at + v * LANES * P::PAIRED).cast());
+                let line = ahead[strip].wrapping_add(at + v * LANES * P::PAIRED);
+                lanes.prefetch(line.cast());
+                if P::PAIRED == 1 {
+                    lanes.prefetch(line.wrapping_add(head_dim).cast());
+                }
             }
         }
         // SAFETY: the caller's promise for these positions, which are those of a chunk; `Products::weights` left a pair of weights for each
@@ -128,7 +134,7 @@ pub(super) unsafe fn mix_strips<P: Products<T>, T, const Q: usize, const V: usiz
         unsafe { products.add(&mut sums, weights.add(first / 2), stride, pair, head_dim, Which::Both) };
         first += 2;
     }
-    if first < end {
+    if first < end && start < end {
         let (strip, at) = (first / STRIP_TOKENS, first % STRIP_TOKENS * head_dim);
         for v in 0..V {
             pair[v] = values[strip].wrapping_add(at + v * LANES * P::PAIRED);

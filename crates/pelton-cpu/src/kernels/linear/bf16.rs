@@ -25,7 +25,7 @@ pub(super) fn linear(
     call.compute(isa, |x, words| isa.run(Round { x, words }), |unit| isa.run(unit));
 }
 
-/// Numbers as pairs of bf16, to nearest even, zeros beyond the end of `x`.
+/// Numbers as pairs of bf16, to nearest even, zeros beyond the end of `x`. What is too small for a normal number becomes zero, as in the products.
 struct Round<'a> {
     x: &'a [f32],
     words: &'a mut [u32],

@@ -53,14 +53,7 @@ pub(super) fn linear(
     weights: &Int8Panels,
     out: SharedMut<'_, f32>,
 ) {
-    let call = Call { isa, pool, scratches, args, weights, out };
-    match isa.int8() {
-        Int8Isa::Scalar(dot) => call.compute(dot),
-        Int8Isa::Avx2(dot) => call.compute(dot),
-        Int8Isa::AvxVnni(dot) => call.compute(dot),
-        Int8Isa::Avx512(dot) => call.compute(dot),
-        Int8Isa::Avx512Vnni(dot) => call.compute(dot),
-    }
+    Call { isa, pool, scratches, args, weights, out }.run(isa.int8());
 }
 
 #[derive(Clone, Copy)]
@@ -74,6 +67,16 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    fn run(self, dot: Int8Isa) {
+        match dot {
+            Int8Isa::Scalar(dot) => self.compute(dot),
+            Int8Isa::Avx2(dot) => self.compute(dot),
+            Int8Isa::AvxVnni(dot) => self.compute(dot),
+            Int8Isa::Avx512(dot) => self.compute(dot),
+            Int8Isa::Avx512Vnni(dot) => self.compute(dot),
+        }
+    }
+
     fn compute<D: Dot + Proof>(self, dot: D) {
         let Self { isa, pool, args, weights, out, .. } = self;
         let (num_rows, k) = (args.num_rows, args.weights.in_features);
@@ -549,21 +552,44 @@ fn wide_bits([low, high]: [u32; 2]) -> i64 {
 mod tests {
     use pelton_backend::{DenseWeight, HostTensor, WeightFormat};
 
-    use super::super::{Linear, PackedLinear, linear};
+    use super::super::{Linear, PackedLinear, Panels};
     use super::*;
     use crate::isa::IsaChoice;
 
-    /// `[rows, 3]` times a weight of 40 output features, on every instruction set.
-    fn each_result(x: &[f32], w: &[f32], check: impl Fn(&[f32])) {
-        let pool = Pool::new(1, &[]).unwrap();
-        let scratches = Scratches::new(1);
-        let weight = DenseWeight::new(HostTensor::from_f32(vec![40, 3], w), WeightFormat::INT8).unwrap();
+    /// `[rows, k]` times a weight of 40 output features, with every dot product this CPU has: also those that better ones stand in for. Plain code
+    /// comes first.
+    fn each_result(x: &[f32], w: &[f32], mut check: impl FnMut(&[f32])) {
+        let (pool, scratches) = (Pool::new(2, &[]).unwrap(), Scratches::new(2));
+        let k = w.len() / 40;
+        let weight = DenseWeight::new(HostTensor::from_f32(vec![40, k], w), WeightFormat::INT8).unwrap();
         let weights = PackedLinear::new(&pool, &[weight]).unwrap();
+        let Panels::Int8(panels) = &weights.panels else { panic!("kept in eight bits") };
         for isa in IsaChoice::NAMED.into_iter().filter_map(|choice| Isa::detect(choice).ok()) {
-            let mut out = vec![0.0; x.len() / 3 * 40];
-            let args = Linear { x, weights: &weights, bias: None, num_rows: x.len() / 3 };
-            linear(isa, &pool, &scratches, &args, &mut out);
-            check(&out);
+            let without_dots = match isa {
+                Isa::Avx2(isa) => Some(Int8Isa::Avx2(isa)),
+                Isa::Avx512(isa) => Some(Int8Isa::Avx512(isa)),
+                _ => None,
+            };
+            for dot in [isa.int8()].into_iter().chain(without_dots) {
+                let mut out = vec![f32::NAN; x.len() / k * 40];
+                let args = &Linear { x, weights: &weights, bias: None, num_rows: x.len() / k };
+                let shared = SharedMut::new(&mut out);
+                Call { isa, pool: &pool, scratches: &scratches, args, weights: panels, out: shared }.run(dot);
+                check(&out);
+            }
+        }
+    }
+
+    #[test]
+    fn every_dot_product_gives_the_bits_of_plain_code() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        for [m, k] in [[1, 1], [2, 3], [5, 16], [6, 33], [7, 64], [12, 129], [13, 300], [40, 1030]] {
+            let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.f32() - 0.5).collect() };
+            let (x, w) = (numbers(m * k), numbers(40 * k));
+            let mut expected: Option<Vec<f32>> = None;
+            each_result(&x, &w, |out| {
+                assert_eq!(out, expected.get_or_insert_with(|| out.to_vec()), "{m} rows of {k}");
+            });
         }
     }
 
