@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::avx2::{eight_largest, eight_sum};
 use super::{Lanes, Tiles};
-use crate::isa::Avx512;
+use crate::isa::{Avx512, Avx512Bf16};
 
 impl Lanes for Avx512 {
     type V = __m512;
@@ -144,6 +144,16 @@ impl Lanes for Avx512 {
     fn prefetch(self, p: *const f32) {
         // SAFETY: every x86-64 CPU has it, and it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}
+
+impl Avx512Bf16 {
+    /// The lanes of `low`, then those of `high`, as sixteen pairs of bf16, to nearest even. What is too small for a normal number becomes zero, as in
+    /// the products.
+    #[inline(always)]
+    pub(crate) fn round_pairs(self, low: __m512, high: __m512) -> __m512i {
+        // SAFETY: `self` proves AVX-512 BF16; a register of pairs is the same bits whether it counts as sixteen words or as 32 bf16.
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::tile::Scores;
-use crate::isa::Avx512Bf16;
+use crate::isa::{Avx512, Avx512Bf16};
 use crate::kv::KvElement;
 use crate::lanes::{LANES, Lanes};
 
@@ -123,7 +123,7 @@ impl<T: KvElement, L: Lanes> Products<T> for Floats<L> {
 
 /// Queries and weights are rounded to bf16; the instruction sums both products of a pair.
 impl Products<bf16> for Avx512Bf16 {
-    type Lanes = crate::isa::Avx512;
+    type Lanes = Avx512;
     /// Two bf16, the first in the lower half.
     type Two = u32;
     const PAIRED: usize = bf16::PAIRED;
@@ -140,7 +140,7 @@ impl Products<bf16> for Avx512Bf16 {
         let low = lanes.mul(lanes.read(x, at), scale);
         let high = lanes.mul(lanes.read(x, at + LANES), scale);
         // SAFETY: integers are plain bits.
-        unsafe { std::mem::transmute::<__m512i, [u32; LANES]>(round(self, low, high)) }
+        unsafe { std::mem::transmute::<__m512i, [u32; LANES]>(self.round_pairs(low, high)) }
     }
 
     #[inline(always)]
@@ -149,7 +149,7 @@ impl Products<bf16> for Avx512Bf16 {
         for at in (0..scores.len()).step_by(2 * LANES) {
             let (low, high) = (lanes.read(scores, at), lanes.read(scores, at + LANES));
             // SAFETY: sixteen words are 64 bytes, half of what was read.
-            unsafe { _mm512_storeu_si512(scores[at / 2..][..LANES].as_mut_ptr().cast(), round(self, low, high)) }
+            unsafe { _mm512_storeu_si512(scores[at / 2..][..LANES].as_mut_ptr().cast(), self.round_pairs(low, high)) }
         }
     }
 
@@ -189,13 +189,6 @@ impl Products<bf16> for Avx512Bf16 {
             }
         }
     }
-}
-
-/// Thirty-two bf16, to nearest even.
-#[inline(always)]
-fn round(_proof: Avx512Bf16, low: __m512, high: __m512) -> __m512i {
-    // SAFETY: AVX-512 BF16 is proved; bits as above.
-    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 #[cfg(test)]

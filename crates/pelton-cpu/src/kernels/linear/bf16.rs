@@ -25,7 +25,7 @@ pub(super) fn linear(
     call.compute(isa, |x, words| isa.run(Round { x, words }), |unit| isa.run(unit));
 }
 
-/// Numbers as pairs of bf16, to nearest even, zeros beyond the end of `x`. What is too small for a normal number becomes zero, as in the products.
+/// Numbers as pairs of bf16, to nearest even, zeros beyond the end of `x`.
 struct Round<'a> {
     x: &'a [f32],
     words: &'a mut [u32],
@@ -38,8 +38,8 @@ impl Task<Avx512Bf16> for Round<'_> {
         for (at, words) in self.words.chunks_mut(LANES).enumerate() {
             let low = lanes.read(self.x, 2 * at * LANES);
             let high = lanes.read(self.x, (2 * at + 1) * LANES);
-            // SAFETY: `isa` proves AVX-512 BF16; a register of pairs is the same bits whether it counts as sixteen words or as 32 bf16.
-            let pairs = unsafe { std::mem::transmute::<__m512bh, [u32; LANES]>(_mm512_cvtne2ps_pbh(high, low)) };
+            // SAFETY: integers are plain bits.
+            let pairs = unsafe { std::mem::transmute::<__m512i, [u32; LANES]>(isa.round_pairs(low, high)) };
             words.copy_from_slice(&pairs[..words.len()]);
         }
     }
