@@ -131,13 +131,19 @@ impl<D: Dot> Kernel for QuantiseTile<'_, D> {
         for (row, (x, place)) in self.x.chunks_exact(self.k).zip(self.scales).enumerate() {
             let scale = row_scale(isa, x);
             *place = scale.scale;
-            for at in (0..self.k).step_by(LANES) {
+            for (at, words) in (0..self.k).step_by(LANES).zip(self.words.chunks_mut(LANES / STEP * self.tile_rows)) {
                 let codes = row_codes(isa, x, at, &scale);
                 let (codes, _) = codes.as_chunks::<STEP>();
-                let first = at / STEP;
-                let steps = codes.len().min(self.k.div_ceil(STEP) - first);
-                for (step, &codes) in codes[..steps].iter().enumerate() {
-                    self.words[(first + step) * self.tile_rows + row] = D::word(codes);
+                let words = &mut words[row..];
+                if words.len() > 3 * self.tile_rows {
+                    // The last one first: one check for four.
+                    for step in (0..LANES / STEP).rev() {
+                        words[step * self.tile_rows] = D::word(codes[step]);
+                    }
+                } else {
+                    for (place, &codes) in words.iter_mut().step_by(self.tile_rows).zip(codes) {
+                        *place = D::word(codes);
+                    }
                 }
             }
         }
@@ -183,7 +189,9 @@ trait Dot: Copy + Sync {
     fn lanes(self) -> Self::Lanes;
     fn words(memory: &mut [u32]) -> &mut [Self::Word];
     fn word(codes: [i8; STEP]) -> Self::Word;
-    fn zero(self) -> Self::Sums;
+
+    /// What sums begin with, where those of the columns' weights are `code_sums`.
+    fn begin(self, code_sums: &[i32; LANES]) -> Self::Sums;
 
     /// # Safety
     /// 64 readable bytes at `weights`.
@@ -191,8 +199,7 @@ trait Dot: Copy + Sync {
 
     fn add(self, sums: Self::Sums, x: Self::Word, weights: Self::Weights) -> Self::Sums;
 
-    /// The sums as floats. `code_sums` are those of the columns' weights.
-    fn floats(self, sums: Self::Sums, code_sums: &[i32; LANES]) -> <Self::Lanes as Lanes>::V;
+    fn floats(self, sums: Self::Sums) -> <Self::Lanes as Lanes>::V;
 }
 
 #[derive(Clone, Copy)]
@@ -207,8 +214,8 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     type Word = D::Word;
     type Weights = D::Weights;
     type Sums = D::Sums;
-    /// The first of them.
-    type Columns = usize;
+    /// Scales, and what sums begin with.
+    type Columns = (<D::Lanes as Lanes>::V, D::Sums);
     const ROWS: usize = D::ROWS;
 
     #[inline(always)]
@@ -217,13 +224,14 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
     }
 
     #[inline(always)]
-    fn columns(self, first: usize, _column: usize) -> usize {
-        first
+    fn columns(self, first: usize, _column: usize) -> Self::Columns {
+        let (code_sums, _) = self.weights.code_sums.as_slice()[first..].as_chunks();
+        (self.dot.lanes().read(self.weights.scales.as_slice(), first), self.dot.begin(&code_sums[0]))
     }
 
     #[inline(always)]
-    unsafe fn begin(self, _row: usize, _columns: usize) -> D::Sums {
-        self.dot.zero()
+    unsafe fn begin(self, _row: usize, (_, sums): Self::Columns) -> D::Sums {
+        sums
     }
 
     #[inline(always)]
@@ -242,14 +250,13 @@ impl<D: Dot> WordKernel for Int8<'_, D> {
         self,
         sums: D::Sums,
         row: usize,
-        columns: usize,
+        (scales, _): Self::Columns,
         before: <D::Lanes as Lanes>::V,
     ) -> <D::Lanes as Lanes>::V {
         let lanes = self.dot.lanes();
-        let (code_sums, _) = self.weights.code_sums.as_slice()[columns..].as_chunks::<LANES>();
-        let products = self.dot.floats(sums, &code_sums[0]);
-        let scales = lanes.read(self.weights.scales.as_slice(), columns);
-        lanes.fma(products, lanes.mul(scales, lanes.splat(self.row_scales[row])), before)
+        // SAFETY: the row exists, the caller's promise. Left in, the check would keep the compiler from unrolling tiles.
+        let scale = unsafe { *self.row_scales.get_unchecked(row) };
+        lanes.fma(self.dot.floats(sums), lanes.mul(scales, lanes.splat(scale)), before)
     }
 }
 
@@ -273,7 +280,7 @@ impl Dot for Scalar {
         u32::from_le_bytes(codes.map(|code| code as u8))
     }
 
-    fn zero(self) -> [i32; LANES] {
+    fn begin(self, _code_sums: &[i32; LANES]) -> [i32; LANES] {
         [0; LANES]
     }
 
@@ -291,7 +298,7 @@ impl Dot for Scalar {
         sums
     }
 
-    fn floats(self, sums: [i32; LANES], _code_sums: &[i32; LANES]) -> [f32; LANES] {
+    fn floats(self, sums: [i32; LANES]) -> [f32; LANES] {
         sums.map(|sum| sum as f32)
     }
 }
@@ -320,7 +327,7 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
-    fn zero(self) -> [__m256i; 4] {
+    fn begin(self, _code_sums: &[i32; LANES]) -> [__m256i; 4] {
         // SAFETY: `self` proves AVX2.
         [unsafe { _mm256_setzero_si256() }; 4]
     }
@@ -351,7 +358,7 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
-    fn floats(self, sums: [__m256i; 4], _code_sums: &[i32; LANES]) -> <Avx2 as Lanes>::V {
+    fn floats(self, sums: [__m256i; 4]) -> <Avx2 as Lanes>::V {
         // SAFETY: integers are plain bits.
         let sums = unsafe { std::mem::transmute::<[__m256i; 4], [[i32; 2]; LANES]>(sums) };
         self.read(&sums.map(|[a, b]| (a + b) as f32), 0)
@@ -382,7 +389,7 @@ impl Dot for Avx512 {
     }
 
     #[inline(always)]
-    fn zero(self) -> [__m512i; 2] {
+    fn begin(self, _code_sums: &[i32; LANES]) -> [__m512i; 2] {
         // SAFETY: `self` proves AVX-512 F.
         [unsafe { _mm512_setzero_si512() }; 2]
     }
@@ -411,7 +418,7 @@ impl Dot for Avx512 {
     }
 
     #[inline(always)]
-    fn floats(self, sums: [__m512i; 2], _code_sums: &[i32; LANES]) -> __m512 {
+    fn floats(self, sums: [__m512i; 2]) -> __m512 {
         // SAFETY: integers are plain bits.
         let sums = unsafe { std::mem::transmute::<[__m512i; 2], [[i32; 2]; LANES]>(sums) };
         self.read(&sums.map(|[a, b]| (a + b) as f32), 0)
@@ -442,9 +449,9 @@ impl Dot for AvxVnni {
     }
 
     #[inline(always)]
-    fn zero(self) -> [__m256i; 2] {
-        // SAFETY: `self` proves AVX2.
-        [unsafe { _mm256_setzero_si256() }; 2]
+    fn begin(self, code_sums: &[i32; LANES]) -> [__m256i; 2] {
+        // SAFETY: integers are plain bits.
+        unsafe { std::mem::transmute(moved_back(code_sums)) }
     }
 
     #[inline(always)]
@@ -466,20 +473,13 @@ impl Dot for AvxVnni {
     }
 
     #[inline(always)]
-    fn floats(self, [low, high]: [__m256i; 2], code_sums: &[i32; LANES]) -> Two {
-        // SAFETY: `self` proves AVX2; sixteen integers are there.
-        unsafe {
-            let low_moved = _mm256_slli_epi32::<7>(_mm256_loadu_si256(code_sums.as_ptr().cast()));
-            let high_moved = _mm256_slli_epi32::<7>(_mm256_loadu_si256(code_sums.as_ptr().add(8).cast()));
-            Two(
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(low, low_moved)),
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(high, high_moved)),
-            )
-        }
+    fn floats(self, [low, high]: [__m256i; 2]) -> Two {
+        // SAFETY: `self` proves AVX2.
+        unsafe { Two(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)) }
     }
 }
 
-/// The instruction takes rows without sign: codes are moved up by 128, and 128 times the sum of the weights is taken off again.
+/// The instruction takes rows without sign: codes are moved up by 128, and sums begin with what takes that off again.
 impl Dot for Avx512Vnni {
     type Lanes = Avx512;
     type Word = u32;
@@ -503,9 +503,9 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn zero(self) -> __m512i {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_setzero_si512() }
+    fn begin(self, code_sums: &[i32; LANES]) -> __m512i {
+        // SAFETY: integers are plain bits.
+        unsafe { std::mem::transmute(moved_back(code_sums)) }
     }
 
     #[inline(always)]
@@ -521,12 +521,9 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn floats(self, sums: __m512i, code_sums: &[i32; LANES]) -> __m512 {
-        // SAFETY: `self` proves AVX-512 F; sixteen integers are there.
-        unsafe {
-            let moved = _mm512_slli_epi32::<7>(_mm512_loadu_si512(code_sums.as_ptr().cast()));
-            _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, moved))
-        }
+    fn floats(self, sums: __m512i) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_cvtepi32_ps(sums) }
     }
 }
 
@@ -534,6 +531,12 @@ impl Dot for Avx512Vnni {
 #[inline(always)]
 fn moved_word(codes: [i8; STEP]) -> u32 {
     u32::from_le_bytes(codes.map(|code| code as u8)) ^ 0x8080_8080
+}
+
+/// What takes the 128 of [`moved_word`] off again: so many times the sums of the weights' codes.
+#[inline(always)]
+fn moved_back(code_sums: &[i32; LANES]) -> [i32; LANES] {
+    code_sums.map(|sum| -128 * sum)
 }
 
 /// Four codes as 16-bit numbers.

@@ -265,16 +265,26 @@ impl Ahead {
 unsafe fn tile<K: WordKernel, const R: usize, const C: usize>(kernel: K, args: WordTile<K::Word>) {
     let lanes = kernel.lanes();
     for first in (0..args.columns).step_by(C * LANES) {
-        let mut results = [[lanes.splat(0.0); C]; R];
-        for c in 0..C {
+        // The lines of the result are on their way while the tile is summed: stores that wait for them would hold up the next tile.
+        for r in 0..R {
+            if r == args.rows {
+                break;
+            }
+            for c in 0..C {
+                lanes.prefetch(args.out.wrapping_add(r * args.out_stride + first + c * LANES));
+            }
+        }
+        let bias = |c: usize| {
             let column = first + c * LANES;
             let left = args.columns.saturating_sub(column).min(LANES);
             // SAFETY: `left` elements exist there, by the caller's promise.
-            let bias = unsafe { lanes.load_first(args.bias.wrapping_add(column), left) };
-            for r in 0..R {
-                results[r][c] = bias;
-            }
+            unsafe { lanes.load_first(args.bias.wrapping_add(column), left) }
+        };
+        let mut biases = [bias(0); C];
+        for c in 1..C {
+            biases[c] = bias(c);
         }
+        let mut results = [biases; R];
         for (group, first_step) in (0..args.steps).step_by(args.group_steps).enumerate() {
             let row = |r: usize| args.first_row + group * args.x_stride + r;
             let first_column = args.first_group_column + group * PANEL + first;
