@@ -24,6 +24,7 @@
 
 mod products;
 mod tile;
+mod write;
 
 use std::ops::Range;
 
@@ -33,13 +34,13 @@ use pelton_backend::{AttendSpec, BlockId, alibi_slope};
 use crate::isa::{Avx512Bf16, Isa, Kernel, Proof, Task};
 use crate::kv::{Blocks, KvCache, KvElement, Layout, STRIP_TOKENS};
 use crate::lanes::{LANES, Lanes, exp, soft_cap};
-use crate::pieces::rows_per_piece;
 use crate::pool::{Pool, SharedMut};
 use crate::scratch::Scratches;
 use crate::step::{Step, TILE_ROWS, Tile};
 
 use products::{Floats, Products};
 use tile::{Scores, Weights, mix_strips, score_strips};
+use write::write;
 
 /// Positions that share one softmax correction.
 const CHUNK_TOKENS: usize = 64;
@@ -107,44 +108,6 @@ pub(crate) fn attend(
 
 fn qkv_cols(spec: &AttendSpec) -> usize {
     (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-}
-
-/// Puts this step's keys and values where their slots say. A unit is a head of some rows: positions that follow each other share the cache
-/// lines of their strip, which two threads would take from each other.
-fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout, blocks: &mut [T]) {
-    let spec = args.spec;
-    let head_dim = spec.head_dim;
-    let slots = &args.step.batch.slots;
-    let blocks = SharedMut::new(blocks);
-    let rows_per_unit = rows_per_piece(8 * head_dim).next_multiple_of(STRIP_TOKENS);
-    pool.run(slots.len().div_ceil(rows_per_unit) * spec.num_kv_heads, |_, unit| {
-        let (first, head) = (unit / spec.num_kv_heads * rows_per_unit, unit % spec.num_kv_heads);
-        for (row, &slot) in slots.iter().enumerate().skip(first).take(rows_per_unit) {
-            let (block, offset) = (slot as usize / layout.block_tokens, slot as usize % layout.block_tokens);
-            let strip = layout.strip(args.layer, block, head, offset);
-            // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches the elements of this position.
-            let put = |at: usize, x: T| unsafe { *blocks.at(strip + at) = x };
-            let token = offset % STRIP_TOKENS;
-            let row = &args.qkv[row * qkv_cols(spec) + spec.num_heads * head_dim..][..2 * spec.num_kv_heads * head_dim];
-            let (keys, values) = row.split_at(spec.num_kv_heads * head_dim);
-            let (key, value) = (&keys[head * head_dim..][..head_dim], &values[head * head_dim..][..head_dim]);
-            let (key_scale, value_scale) = (T::scale(key), T::scale(value));
-            for (d, &x) in key.iter().enumerate() {
-                put(layout.key::<T>(token, d), T::round(x, key_scale));
-            }
-            for (d, &x) in value.iter().enumerate() {
-                put(layout.value::<T>(token, d), T::round(x, value_scale));
-            }
-            if T::SCALES_LEN > 0 {
-                // SAFETY: at the end of a strip are two times sixteen scales; these two are this row's.
-                unsafe {
-                    let scales = blocks.at(strip + layout.scales()).cast::<f32>();
-                    scales.add(token).write_unaligned(key_scale);
-                    scales.add(STRIP_TOKENS + token).write_unaligned(value_scale);
-                }
-            }
-        }
-    });
 }
 
 /// Attends; `run` walks in code compiled for the instruction set.
