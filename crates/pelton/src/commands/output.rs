@@ -7,18 +7,29 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// A file for one report.
+/// A file for one report. Where it was made for a report that never came, it goes again.
 pub struct OutputFile {
     path: PathBuf,
     file: BufWriter<File>,
+    /// Made here, and nothing is in it.
+    is_left_over: bool,
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        if self.is_left_over {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl OutputFile {
     /// Opened before a run: a wrong path shall not cost a measurement. What an existing file holds stays until there is something new.
     pub fn create(path: &Path) -> Result<Self> {
+        let is_left_over = path.symlink_metadata().is_err();
         let file = File::options().write(true).create(true).truncate(false).open(path);
         let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file), is_left_over })
     }
 
     /// Writes `report` as one line of JSON.
@@ -31,7 +42,8 @@ impl OutputFile {
     }
 
     /// Pipes and terminals have nothing that could be emptied.
-    fn empty(&self) {
+    fn empty(&mut self) {
+        self.is_left_over = false;
         let _ = self.file.get_ref().set_len(0);
     }
 
@@ -40,5 +52,21 @@ impl OutputFile {
         self.empty();
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.flush());
         written.with_context(|| format!("{} cannot be written", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_stays_if_something_is_in_it_or_was_before() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let path = folder.path().join("run.json");
+        drop(OutputFile::create(&path).expect("can be made"));
+        assert!(!path.exists(), "nothing came of it");
+        OutputFile::create(&path).and_then(|file| file.write_text("first")).expect("can be written");
+        drop(OutputFile::create(&path).expect("is there"));
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "first");
     }
 }
