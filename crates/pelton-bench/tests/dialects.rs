@@ -9,52 +9,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use grpc::{framed, streamed};
-use mock::{Act, Mock, Pace, Question, is_generation, openai_facts, tgi_facts, tgi_stream};
-use pelton_bench::results::Results;
-use pelton_bench::watch::{Blind, Control};
-use pelton_bench::{
-    Api, BenchError, BenchPlan, CountedBy, Goals, Limits, Load, MetricsPlan, MetricsSource, Provider, Row, Scale,
-    TargetPlan, TensorRole, Warmup, WorkloadPlan,
+use mock::{
+    Act, Mock, Pace, Question, is_generation, kinds, openai_facts, plan, run, stream, tgi_facts, tgi_stream, try_run,
+    whole,
 };
+use pelton_bench::{Api, BenchPlan, CountedBy, Provider, TargetPlan, TensorRole};
 use serde_json::{Value, json};
-
-fn plan(url: String, requests: u64, output_tokens: u32) -> BenchPlan {
-    BenchPlan {
-        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(url) },
-        workload: WorkloadPlan::synthetic(20, output_tokens, 1),
-        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
-        load: Load::users([1]),
-        limits: Limits {
-            duration: Duration::from_secs(60),
-            requests,
-            grace: Duration::from_secs(10),
-            at_least: Duration::ZERO,
-        },
-        warmup: Warmup::Requests(0),
-        cooldown: Duration::ZERO,
-        goals: Goals::default(),
-        scale: Scale::default(),
-    }
-}
-
-fn try_run(plan: &BenchPlan) -> Result<Results, BenchError> {
-    pelton_bench::run(plan, Vec::new(), &mut Blind, &Control::default())
-}
-
-fn run(plan: &BenchPlan) -> Results {
-    try_run(plan).expect("the server answers")
-}
 
 fn demo_tokenizer() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo/tokenizer.json")
-}
-
-fn whole(json: Value) -> Vec<Act> {
-    vec![Act::Whole(200, "", json.to_string())]
-}
-
-fn stream(text: &str) -> Vec<Act> {
-    vec![Act::StreamHead, Act::Send(text.to_owned()), Act::StreamEnd]
 }
 
 /// What a Triton says whose model has these inputs; `None` for generation requests.
@@ -197,11 +160,6 @@ fn tensors_are_named_by_the_user_where_they_cannot_be_known() {
 }
 
 /// Kind and words of each row's failure; empty if there is none.
-fn kinds(rows: &[Row]) -> Vec<String> {
-    let told = |row: &Row| row.failure.as_ref().map(|failure| format!("{}: {}", failure.kind, failure.message));
-    rows.iter().map(|row| told(row).unwrap_or_default()).collect()
-}
-
 #[test]
 fn grpc_streams_are_timed_as_http_streams_are() {
     let calls: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -306,73 +264,6 @@ fn grpc_answers_can_be_whole() {
     plan.target.extra_body.insert("list".to_owned(), json!([1]));
     let error = try_run(&plan).expect_err("a parameter is no list").to_string();
     assert!(error.contains("cannot be sent as parameter \"list\""), "{error}");
-}
-
-/// Ends TLS in front of a plain server. Returns its address and its certificate as PEM.
-fn tls_in_front_of(plain: std::net::SocketAddr) -> (std::net::SocketAddr, String) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("made");
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key.into());
-    let mut config = config.expect("the key belongs to the certificate");
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.set_nonblocking(true).expect("the socket allows it");
-    let address = listener.local_addr().expect("the listener is bound");
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-            while let Ok((socket, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                tokio::spawn(async move {
-                    // A client that does not trust the certificate goes away.
-                    let Ok(mut secure) = acceptor.accept(socket).await else { return };
-                    let Ok(mut plain) = tokio::net::TcpStream::connect(plain).await else { return };
-                    let _ = tokio::io::copy_bidirectional(&mut secure, &mut plain).await;
-                });
-            }
-        });
-    });
-    (address, made.cert.pem())
-}
-
-#[test]
-fn tls_trusts_what_it_is_told_to_trust_and_nothing_else() {
-    let mock = Mock::start(|question| tgi_facts(question).unwrap_or_else(|| tgi_stream(question, Pace::ms(1, 0))));
-    let (address, certificate) = tls_in_front_of(mock.address);
-    let file = std::env::temp_dir().join(format!("pelton-bench-ca-{}.pem", std::process::id()));
-    std::fs::write(&file, certificate).expect("the file can be written");
-
-    let mut plan = plan(format!("https://localhost:{}", address.port()), 3, 2);
-    let error = try_run(&plan).expect_err("nobody signed the certificate").to_string();
-    assert!(error.contains("connect: ") && error.contains("certificate"), "{error}");
-
-    plan.target.ca = Some(file.clone());
-    let results = run(&plan);
-    assert_eq!((results.runs[0].summary.requests.complete, results.plan.target.insecure), (3, false));
-
-    plan.target.ca = None;
-    plan.target.insecure = true;
-    let results = run(&plan);
-    assert!(results.plan.target.insecure);
-    assert!(results.runs[0].summary.notes.iter().any(|note| note.contains("any certificate")), "it is said");
-
-    let calls = grpc::start(|call| grpc::facts(call).unwrap_or_else(|| vec![streamed(" a"), grpc::Act::Status(0, "")]));
-    let (address, certificate) = tls_in_front_of(calls);
-    std::fs::write(&file, certificate).expect("the file can be written");
-    plan.target =
-        TargetPlan { ca: Some(file.clone()), ..TargetPlan::at(format!("grpcs://127.0.0.1:{}", address.port())) };
-    assert_eq!(run(&plan).runs[0].summary.requests.complete, 3);
-
-    std::fs::write(&file, "no certificate").expect("the file can be written");
-    let error = try_run(&plan).expect_err("nothing to trust").to_string();
-    assert!(error.contains("holds none"), "{error}");
-    let _ = std::fs::remove_file(&file);
 }
 
 /// The bytes of one stream, and what must be read: tokens of each arrival's event in order, how counted, finish reason.
@@ -667,90 +558,4 @@ fn a_tokenizer_counts_what_the_server_does_not() {
         run.summary.notes
     );
     assert_eq!(run.summary.requests.counted_by_chunks, 0);
-}
-
-fn raw(text: &str) -> Vec<Act> {
-    vec![Act::Raw(text.as_bytes().to_vec()), Act::Close]
-}
-
-const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-
-#[test]
-fn every_misbehaviour_is_a_classified_row() {
-    let cases: Vec<(Vec<Act>, &str)> = vec![
-        (
-            raw("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 15\r\n\r\n<h1>proxy</h1>\n"),
-            "malformed: content type is text/html, not text/event-stream: <h1>proxy</h1>",
-        ),
-        (
-            whole(json!({ "error": { "message": "no such model" } })),
-            "malformed: content type is application/json, not text/event-stream: no such model",
-        ),
-        (stream("data: {\"object\":\"error\",\"message\":\"too long\",\"code\":400}\n\n"), "error event: too long"),
-        (
-            stream("data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"error\":{\"message\":\"gone\"}}\n\n"),
-            "error event: gone",
-        ),
-        (stream("data: \u{0}\u{1}\n\n"), "malformed: "),
-        (stream("data: [1,2]\n\n"), "malformed: "),
-        (stream("data: {\"choices\":[{\"text\":7}]}\n\n"), "malformed: "),
-        (stream("data: {\"choices\":[],\"usage\":{\"completion_tokens\":99999999999999999999}}\n\n"), "malformed: "),
-        (
-            stream("data: {\"choices\":[],\"usage\":{\"completion_tokens\":4000000000}}\n\n"),
-            "malformed: 4000000000 tokens are told, limit is 1048576",
-        ),
-        (stream("data: {\"choices\":[],\"usage\":{\"completion_tokens\":-1}}\n\n"), "malformed: "),
-        (stream(""), "broken stream: stream ended before its final event"),
-        (raw("HTTP/1.1 200 OK\r\ncontent-ty"), "broken stream: "),
-        (raw("\u{16}\u{3}\u{1} not HTTP at all\r\n\r\n"), "broken stream: "),
-        (raw(&format!("{STREAM_HEAD}ffffffffffffffffff\r\nx")), "broken stream: "),
-        (raw(&format!("{STREAM_HEAD}zz\r\n")), "broken stream: "),
-        (raw(&format!("{STREAM_HEAD}40\r\ndata: {{\"choices\"")), "broken stream: "),
-        (raw("HTTP/1.1 204 No Content\r\n\r\n"), "broken stream: stream ended before its final event"),
-        (raw("HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n"), "status 302: "),
-        (raw("HTTP/1.1 503 Busy\r\ncontent-length: 99999999999\r\n\r\nbusy"), "status 503: busy"),
-    ];
-    let expected: Vec<&str> = cases.iter().map(|(_, expected)| *expected).collect();
-    let cases = Mutex::new(cases.into_iter());
-    let mock = Mock::start(move |question| {
-        openai_facts(question).unwrap_or_else(|| match question.nth {
-            0 => stream("data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n"),
-            _ => cases.lock().expect("not poisoned").next().expect("as many cases as requests").0,
-        })
-    });
-    let told = kinds(&run(&plan(mock.url(), expected.len() as u64, 1)).runs[0].rows);
-    for (told, expected) in told.iter().zip(&expected) {
-        assert!(!told.is_empty() && told.starts_with(expected), "{told:?}, expected {expected:?}");
-    }
-    assert_eq!(told.len(), expected.len());
-}
-
-#[test]
-fn endless_answers_end() {
-    let mock = Mock::start(|question| {
-        openai_facts(question).unwrap_or_else(|| match question.nth {
-            0 => stream("data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n"),
-            // Tokens without end, many at once.
-            1 => {
-                let ids = vec!["1"; 50_000].join(",");
-                let event = format!("data: {{\"choices\":[{{\"text\":\"a\",\"token_ids\":[{ids}]}}]}}\n\n");
-                let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-                vec![Act::StreamHead, Act::Endless(chunk.into_bytes())]
-            }
-            // One event without end.
-            2 => vec![Act::StreamHead, Act::Endless(format!("10000\r\n{}\r\n", "x".repeat(0x10000)).into_bytes())],
-            // Comments without end: nothing is kept, and time ends it.
-            _ => vec![Act::StreamHead, Act::Endless(b"6\r\n: hi\n\n\r\n".to_vec())],
-        })
-    });
-    let mut plan = plan(mock.url(), 3, 1);
-    plan.target.timeout = Duration::from_secs(8);
-    let results = run(&plan);
-    let told = kinds(&results.runs[0].rows);
-    assert!(told[0].starts_with("malformed: stream goes on after 1048576 tokens"), "{told:?}");
-    assert!(
-        told[1].starts_with("malformed: event stream holds an event of more than") || told[1].starts_with("timeout"),
-        "{told:?}"
-    );
-    assert!(told[2].starts_with("timeout: "), "{told:?}");
 }

@@ -6,46 +6,29 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mock::{Act, Mock, Pace, Question, tgi_facts, tgi_stream};
+use mock::{Act, Mock, Pace, Question, run, tgi_facts, tgi_stream};
 use pelton_bench::merge::{MergeError, merge};
 use pelton_bench::results::{Results, RunResult};
 use pelton_bench::search::SearchEnd;
 use pelton_bench::slo::Aggregate;
 use pelton_bench::watch::{Blind, Control, Sight, Watch};
 use pelton_bench::{
-    Arrival, BenchError, BenchPlan, Case, Goals, KeepRows, Lengths, Limits, Load, Metric, MetricsPlan, MetricsSource,
-    OpenBounds, Outcome, PromptMix, Rates, Scale, SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts,
-    TargetPlan, Users, Warmup, WorkloadPlan, compare,
+    Arrival, BenchError, BenchPlan, Case, Goals, KeepRows, Lengths, Load, Metric, OpenBounds, Outcome, PromptMix,
+    Rates, SearchAxis, SearchPlan, Shape, Shard, Source, Stage, Starts, Users, WorkloadPlan, compare,
 };
 
 /// How long a test waits for a quiet moment.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn plan(mock: &Mock, load: impl Into<Load>, duration_ms: u64, requests: u64) -> BenchPlan {
-    BenchPlan {
-        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
-        workload: WorkloadPlan::synthetic(20, 2, 1),
-        load: load.into(),
-        limits: Limits {
-            duration: Duration::from_millis(duration_ms),
-            requests,
-            grace: Duration::from_secs(10),
-            at_least: Duration::ZERO,
-        },
-        warmup: Warmup::Requests(0),
-        cooldown: Duration::ZERO,
-        goals: Goals::default(),
-        scale: Scale::default(),
-        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
-    }
+    let mut plan = mock::plan(mock.url(), requests, 2);
+    plan.load = load.into();
+    plan.limits.duration = Duration::from_millis(duration_ms);
+    plan
 }
 
 fn paced(first_ms: u64, gap_ms: u64) -> Mock {
     Mock::start(move |question| tgi_facts(question).unwrap_or_else(|| tgi_stream(question, Pace::ms(first_ms, gap_ms))))
-}
-
-fn run(plan: &BenchPlan) -> Results {
-    watched(plan, &mut Blind, &Control::default())
 }
 
 fn watched(plan: &BenchPlan, watch: &mut dyn Watch, control: &Control) -> Results {

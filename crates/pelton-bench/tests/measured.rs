@@ -6,31 +6,19 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mock::{Act, Mock, Pace, openai_facts, tgi_event, tgi_facts, tgi_stream};
+use mock::{Act, Mock, Pace, openai_facts, run, tgi_event, tgi_facts, tgi_stream};
 use pelton_bench::results::Results;
 use pelton_bench::watch::{Blind, Control};
 use pelton_bench::{
-    Api, Arrival, BenchPlan, CountedBy, Distribution, Goals, Limits, Load, MetricsPlan, MetricsSource, OpenBounds,
-    Part, Scale, Summary, TargetPlan, Warmup, WorkloadPlan,
+    Api, Arrival, BenchPlan, CountedBy, Distribution, Load, OpenBounds, Part, Summary, Warmup, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, load: Load, requests: u64, output_tokens: u32) -> BenchPlan {
-    BenchPlan {
-        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
-        workload: WorkloadPlan::synthetic(40, output_tokens, 1),
-        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
-        load,
-        limits: Limits {
-            duration: Duration::from_secs(30),
-            requests,
-            grace: Duration::from_secs(10),
-            at_least: Duration::ZERO,
-        },
-        warmup: Warmup::Requests(0),
-        cooldown: Duration::ZERO,
-        goals: Goals::default(),
-        scale: Scale::default(),
-    }
+    let mut plan = mock::plan(mock.url(), requests, output_tokens);
+    plan.workload = WorkloadPlan::synthetic(40, output_tokens, 1);
+    plan.load = load;
+    plan.limits.duration = Duration::from_secs(30);
+    plan
 }
 
 fn users(n: usize) -> Load {
@@ -40,10 +28,6 @@ fn users(n: usize) -> Load {
 fn rate(rate: f64, max_in_flight: usize) -> Load {
     let bounds = OpenBounds { max_in_flight, late_after: Duration::from_millis(20) };
     Load::rates([rate], Arrival::Constant, bounds)
-}
-
-fn run(plan: &BenchPlan) -> Results {
-    pelton_bench::run(plan, Vec::new(), &mut Blind, &Control::default()).expect("the server answers")
 }
 
 /// How long a test waits for a quiet moment.

@@ -7,35 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mock::{Act, Mock, Pace, Question, openai_facts, tgi_facts, tgi_stream};
+use mock::{Act, Mock, Pace, Question, openai_facts, run, tgi_facts, tgi_stream};
 use pelton_bench::results::{Results, TokenSource};
-use pelton_bench::watch::{Blind, Control, Sight, Watch};
+use pelton_bench::watch::{Control, Sight, Watch};
 use pelton_bench::{
-    Api, BenchPlan, DatasetPlan, FilesPlan, Goals, Lengths, Limits, Load, MetricsPlan, MetricsSource, PromptMix,
-    Provider, Row, Scale, Source, TargetPlan, ThinkTime, Warmup, WorkloadPlan,
+    Api, BenchPlan, DatasetPlan, FilesPlan, Lengths, MetricsPlan, MetricsSource, PromptMix, Provider, Row, Source,
+    ThinkTime, WorkloadPlan,
 };
 
 fn plan(mock: &Mock, workload: WorkloadPlan, requests: u64) -> BenchPlan {
-    BenchPlan {
-        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(mock.url()) },
-        workload,
-        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
-        load: Load::users([1]),
-        limits: Limits {
-            duration: Duration::from_secs(60),
-            requests,
-            grace: Duration::from_secs(10),
-            at_least: Duration::ZERO,
-        },
-        warmup: Warmup::Requests(0),
-        cooldown: Duration::ZERO,
-        goals: Goals::default(),
-        scale: Scale::default(),
-    }
-}
-
-fn run(plan: &BenchPlan) -> Results {
-    pelton_bench::run(plan, Vec::new(), &mut Blind, &Control::default()).expect("the server answers")
+    BenchPlan { workload, ..mock::plan(mock.url(), requests, 1) }
 }
 
 fn lengths(text: &str) -> Option<Lengths> {

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -39,11 +41,9 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| bad(format!("TLS cannot be used: {error}")))?;
-        let mut config = if plan.insecure {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))).with_no_client_auth()
-        } else {
-            builder.with_root_certificates(roots(plan.ca.as_deref())?).with_no_client_auth()
-        };
+        let trust = if plan.insecure { Trust::Anyone } else { Trust::given(plan.ca.as_deref(), &provider)? };
+        let verifier = Arc::new(Verifier { trust, provider });
+        let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
         config.alpn_protocols = vec![protocol.to_vec()];
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
     }
@@ -54,44 +54,70 @@ impl Tls {
     }
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, BenchError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    // Systems hold a few certificates that nobody can read any more.
-    roots.add_parsable_certificates(system.certs);
-    if let Some(path) = ca {
-        let bad = |error: String| BenchError::Plan(format!("certificates {}: {error}", path.display()));
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
-        let mut added = 0;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| bad(error.to_string()))?;
-            roots.add(certificate).map_err(|error| bad(error.to_string()))?;
-            added += 1;
-        }
-        if added == 0 {
-            return Err(bad("holds none (PEM, -----BEGIN CERTIFICATE-----)".to_owned()));
-        }
-    }
-    if roots.is_empty() {
-        return Err(BenchError::Plan("the system has no certificates to trust: name some with --ca".to_owned()));
-    }
-    Ok(roots)
+/// Whose certificates are believed.
+#[derive(Debug)]
+enum Trust {
+    /// Everybody's, for servers under test with one that nobody signed.
+    Anyone,
+    /// Those that a root signed, and the ones that the user gave.
+    Roots { usual: Arc<WebPkiServerVerifier>, given: Vec<CertificateDer<'static>> },
 }
 
-/// Accepts every certificate, for servers under test with one that nobody signed. That the server holds its key is still checked.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+impl Trust {
+    /// The roots of the system, and the certificates of the file.
+    fn given(ca: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Self, BenchError> {
+        let mut roots = RootCertStore::empty();
+        let system = rustls_native_certs::load_native_certs();
+        // Systems hold a few certificates that nobody can read any more.
+        roots.add_parsable_certificates(system.certs);
+        let mut given = Vec::new();
+        if let Some(path) = ca {
+            let bad = |error: String| BenchError::Plan(format!("certificates {}: {error}", path.display()));
+            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(error.to_string()))?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| bad(error.to_string()))?;
+                roots.add(certificate.clone()).map_err(|error| bad(error.to_string()))?;
+                given.push(certificate);
+            }
+            if given.is_empty() {
+                return Err(bad("holds none (PEM, -----BEGIN CERTIFICATE-----)".to_owned()));
+            }
+        }
+        if roots.is_empty() {
+            return Err(BenchError::Plan("the system has no certificates to trust: name some with --ca".to_owned()));
+        }
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
+        let usual = usual.map_err(|error| BenchError::Plan(format!("TLS cannot be used: {error}")))?;
+        Ok(Trust::Roots { usual, given })
+    }
+}
 
-impl ServerCertVerifier for Anyone {
+/// Checks certificates. That the server holds the key of its own is checked whatever is trusted.
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        let Trust::Roots { usual, given } = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        match usual.verify_server_cert(certificate, between, name, ocsp, now) {
+            // What `openssl req -x509` makes calls itself an authority, which no server's certificate may. The user gave this very one: its
+            // name is left to check. That it has expired would have been told before, by an error of its own.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if given.contains(certificate) => {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
     }
 
     fn verify_tls12_signature(
@@ -100,7 +126,7 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -109,10 +135,10 @@ impl ServerCertVerifier for Anyone {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

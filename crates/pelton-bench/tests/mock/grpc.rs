@@ -1,5 +1,8 @@
 //! A gRPC server with scripted answers, on a thread of its own: HTTP/2 frames written as they are, so that it can also err in every way.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -9,7 +9,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use pelton_bench::results::Results;
+use pelton_bench::watch::{Blind, Control};
+use pelton_bench::{
+    BenchError, BenchPlan, Goals, Limits, Load, MetricsPlan, MetricsSource, Row, Scale, TargetPlan, Warmup,
+    WorkloadPlan,
+};
 use serde_json::Value;
+
+/// A load test of one user: nothing is left out, the server's metrics are not asked for.
+pub fn plan(url: String, requests: u64, output_tokens: u32) -> BenchPlan {
+    BenchPlan {
+        target: TargetPlan { timeout: Duration::from_secs(20), ..TargetPlan::at(url) },
+        workload: WorkloadPlan::synthetic(20, output_tokens, 1),
+        metrics: MetricsPlan { source: MetricsSource::Off, ..MetricsPlan::default() },
+        load: Load::users([1]),
+        limits: Limits {
+            duration: Duration::from_secs(60),
+            requests,
+            grace: Duration::from_secs(10),
+            at_least: Duration::ZERO,
+        },
+        warmup: Warmup::Requests(0),
+        cooldown: Duration::ZERO,
+        goals: Goals::default(),
+        scale: Scale::default(),
+    }
+}
+
+pub fn try_run(plan: &BenchPlan) -> Result<Results, BenchError> {
+    pelton_bench::run(plan, Vec::new(), &mut Blind, &Control::default())
+}
+
+pub fn run(plan: &BenchPlan) -> Results {
+    try_run(plan).expect("the server answers")
+}
+
+/// Kinds and messages of failures; empty where there is none.
+pub fn kinds(rows: &[Row]) -> Vec<String> {
+    let told = |row: &Row| row.failure.as_ref().map(|failure| format!("{}: {}", failure.kind, failure.message));
+    rows.iter().map(|row| told(row).unwrap_or_default()).collect()
+}
 
 /// A request as received.
 pub struct Question {
@@ -216,4 +256,14 @@ pub fn openai_facts(question: &Question) -> Option<Vec<Act>> {
         _ => return Some(vec![Act::Whole(404, "", "{}".to_owned())]),
     };
     Some(vec![Act::Whole(200, "", json)])
+}
+
+/// An answer that is not streamed.
+pub fn whole(json: Value) -> Vec<Act> {
+    vec![Act::Whole(200, "", json.to_string())]
+}
+
+/// The body of a stream.
+pub fn stream(text: &str) -> Vec<Act> {
+    vec![Act::StreamHead, Act::Send(text.to_owned()), Act::StreamEnd]
 }
