@@ -159,7 +159,6 @@ fn tensors_are_named_by_the_user_where_they_cannot_be_known() {
     assert_eq!(run(&plan).runs[0].summary.requests.complete, 1);
 }
 
-/// Kind and words of each row's failure; empty if there is none.
 #[test]
 fn grpc_streams_are_timed_as_http_streams_are() {
     let calls: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -45,6 +45,7 @@ fn tls_in_front_of(
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             while let Ok((socket, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
+                let _ = socket.set_nodelay(true);
                 tokio::spawn(async move {
                     // A client that does not trust the certificate goes away.
                     let Ok(mut secure) = acceptor.accept(socket).await else { return };
@@ -112,5 +113,12 @@ fn a_given_certificate_may_call_itself_an_authority() {
     let expired = |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let error = exchange("localhost", expired).expect_err("too old");
     assert!(error.contains("expired"), "{error}");
+    let (address, _) = tls_in_front_of(mock.address, self_signed(true, |_| ()));
+    let another = self_signed(true, |_| ());
+    std::fs::write(&file, another.cert.pem()).expect("the file can be written");
+    let mut plan = plan(format!("https://localhost:{}", address.port()), 2, 2);
+    plan.target.ca = Some(file.clone());
+    let error = try_run(&plan).expect_err("not the one that was given").to_string();
+    assert!(error.contains("certificate"), "{error}");
     let _ = std::fs::remove_file(&file);
 }

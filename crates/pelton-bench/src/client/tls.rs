@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -54,6 +54,14 @@ impl Tls {
     }
 }
 
+/// Read once: hundreds of files, in some systems.
+static SYSTEM_ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    // Systems hold a few certificates that nobody can read any more.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+});
+
 /// Whose certificates are believed.
 #[derive(Debug)]
 enum Trust {
@@ -66,10 +74,7 @@ enum Trust {
 impl Trust {
     /// The roots of the system, and the certificates of the file.
     fn given(ca: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Self, BenchError> {
-        let mut roots = RootCertStore::empty();
-        let system = rustls_native_certs::load_native_certs();
-        // Systems hold a few certificates that nobody can read any more.
-        roots.add_parsable_certificates(system.certs);
+        let mut roots = SYSTEM_ROOTS.clone();
         let mut given = Vec::new();
         if let Some(path) = ca {
             let bad = |error: String| BenchError::Plan(format!("certificates {}: {error}", path.display()));
@@ -110,8 +115,9 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Trust::Roots { usual, given } = &self.trust else { return Ok(ServerCertVerified::assertion()) };
         match usual.verify_server_cert(certificate, between, name, ocsp, now) {
-            // What `openssl req -x509` makes calls itself an authority, which no server's certificate may. The user gave this very one: its
-            // name is left to check. That it has expired would have been told before, by an error of its own.
+            // What `openssl req -x509` makes calls itself an authority, which no server's certificate may: one of several faults of form
+            // that have no name here. The user gave this very one, so its name is left to check; that it has expired would have been told
+            // before, by an error of its own.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) if given.contains(certificate) => {
                 verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
                 Ok(ServerCertVerified::assertion())

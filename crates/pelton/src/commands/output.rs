@@ -1,23 +1,25 @@
 //! Files that measurements are written to.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// A file for one report. Where it was made for a report that never came, it goes again.
+/// A file for one report. Made for a report that never came, it goes again, unless the process ends at once (a third interrupt).
 pub struct OutputFile {
     path: PathBuf,
     file: BufWriter<File>,
-    /// Made here, and nothing is in it.
+    /// Made here, and nothing was put into it.
     is_left_over: bool,
 }
 
 impl Drop for OutputFile {
     fn drop(&mut self) {
-        if self.is_left_over {
+        // Somebody else may have put a report of their own in its place meanwhile.
+        if self.is_left_over && self.is_empty_in_its_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -26,10 +28,17 @@ impl Drop for OutputFile {
 impl OutputFile {
     /// Opened before a run: a wrong path shall not cost a measurement. What an existing file holds stays until there is something new.
     pub fn create(path: &Path) -> Result<Self> {
-        let is_left_over = path.symlink_metadata().is_err();
-        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let (file, is_left_over) = match File::create_new(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => (File::options().write(true).open(path), false),
+            made => (made, true),
+        };
         let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
         Ok(Self { path: path.to_owned(), file: BufWriter::new(file), is_left_over })
+    }
+
+    fn is_empty_in_its_place(&self) -> bool {
+        let facts = (self.file.get_ref().metadata(), self.path.symlink_metadata());
+        matches!(facts, (Ok(mine), Ok(there)) if there.len() == 0 && (mine.dev(), mine.ino()) == (there.dev(), there.ino()))
     }
 
     /// Writes `report` as one line of JSON.
@@ -68,5 +77,11 @@ mod tests {
         OutputFile::create(&path).and_then(|file| file.write_text("first")).expect("can be written");
         drop(OutputFile::create(&path).expect("is there"));
         assert_eq!(std::fs::read_to_string(&path).expect("still there"), "first");
+        std::fs::remove_file(&path).expect("can be removed");
+        let file = OutputFile::create(&path).expect("can be made");
+        let other = folder.path().join("other.json");
+        std::fs::write(&other, "").and_then(|()| std::fs::rename(&other, &path)).expect("takes its place");
+        drop(file);
+        assert!(path.exists(), "somebody else's, if also empty");
     }
 }

@@ -1,7 +1,8 @@
 //! Keys and values of a step into the cache.
 //!
-//! A unit of work is a head of some rows. Positions that follow each other share the cache lines of their strip, which two threads would
-//! take from each other: cut by rows alone, two at a time, this took twice as long (CodeGen-350M, prompts of 32 tokens).
+//! A unit of work is some heads of some rows. Positions that follow each other share the cache lines of their strip, which two threads
+//! would take from each other; so a unit has whole strips of rows (unless a prompt goes on inside one) of as few heads as are worth it.
+//! Cut by rows alone, two at a time, this took twice as long (CodeGen-350M, prompts of 32 tokens).
 
 use super::{Attend, qkv_cols};
 use crate::kv::{KvElement, Layout, STRIP_TOKENS};
@@ -15,12 +16,18 @@ pub(super) fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout
     let slots = &args.step.batch.slots;
     let blocks = SharedMut::new(blocks);
     let rows_per_unit = rows_per_piece(8 * head_dim).next_multiple_of(STRIP_TOKENS);
-    pool.run(slots.len().div_ceil(rows_per_unit) * spec.num_kv_heads, |_, unit| {
-        let (first, head) = (unit / spec.num_kv_heads * rows_per_unit, unit % spec.num_kv_heads);
-        for (row, &slot) in slots.iter().enumerate().skip(first).take(rows_per_unit) {
+    // All heads where there are few rows.
+    let heads_per_unit = rows_per_piece(8 * head_dim * rows_per_unit.min(slots.len()));
+    let head_units = spec.num_kv_heads.div_ceil(heads_per_unit);
+    pool.run(slots.len().div_ceil(rows_per_unit) * head_units, |_, unit| {
+        let (first_row, first_head) = (unit / head_units * rows_per_unit, unit % head_units * heads_per_unit);
+        let rows = slots.iter().enumerate().skip(first_row).take(rows_per_unit);
+        let heads = first_head..spec.num_kv_heads.min(first_head + heads_per_unit);
+        for (head, (row, &slot)) in heads.flat_map(|head| rows.clone().map(move |row| (head, row))) {
             let (block, offset) = (slot as usize / layout.block_tokens, slot as usize % layout.block_tokens);
             let strip = layout.strip(args.layer, block, head, offset);
-            // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches the elements of this position.
+            // SAFETY: rows have slots of their own (asserted by `attend`), so nobody else touches the elements of this position, and those
+            // of the strip are in the cache (asserted by `strip`; `at` asserts it too).
             let put = |at: usize, x: T| unsafe { *blocks.at(strip + at) = x };
             let token = offset % STRIP_TOKENS;
             let row = &args.qkv[row * qkv_cols(spec) + spec.num_heads * head_dim..][..2 * spec.num_kv_heads * head_dim];
@@ -34,7 +41,7 @@ pub(super) fn write<T: KvElement>(pool: &Pool, args: &Attend<'_>, layout: Layout
                 put(layout.value::<T>(token, d), T::round(x, value_scale));
             }
             if T::SCALES_LEN > 0 {
-                // SAFETY: at the end of a strip are two times sixteen scales; these two are this row's.
+                // SAFETY: a strip ends with two times sixteen scales, which `strip_len` counts; these two are this row's.
                 unsafe {
                     let scales = blocks.at(strip + layout.scales()).cast::<f32>();
                     scales.add(token).write_unaligned(key_scale);
