@@ -61,7 +61,7 @@ def main() -> None:
             row = start(folder, arguments)
             report = args.out / f"{name}.{number}.json"
             command = [PELTON, "bench", "engine", "--model-id", folder, *arguments, "--batch", "1,32", "--input-tokens", "256",
-                       "--output-tokens", "8", "--rounds", "1", "--quiet", "--output", report]
+                       "--output-tokens", "8", "--rounds", "3", "--quiet", "--output", report]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             run = json.loads(report.read_text())
             rates = {(case["case"], case.get("batch")): case["tokens_per_s"] for case in run["cases"]}
