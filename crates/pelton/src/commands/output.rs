@@ -29,7 +29,10 @@ impl OutputFile {
     /// Opened before a run: a wrong path shall not cost a measurement. What an existing file holds stays until there is something new.
     pub fn create(path: &Path) -> Result<Self> {
         let (file, is_left_over) = match File::create_new(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => (File::options().write(true).open(path), false),
+            // Also a link, which may lead to nothing yet.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                (File::options().write(true).create(true).truncate(false).open(path), false)
+            }
             made => (made, true),
         };
         let file = file.with_context(|| format!("{} cannot be written", path.display()))?;
@@ -83,5 +86,9 @@ mod tests {
         std::fs::write(&other, "").and_then(|()| std::fs::rename(&other, &path)).expect("takes its place");
         drop(file);
         assert!(path.exists(), "somebody else's, if also empty");
+        let link = folder.path().join("link.json");
+        std::os::unix::fs::symlink(folder.path().join("target.json"), &link).expect("can be linked");
+        OutputFile::create(&link).and_then(|file| file.write_text("behind")).expect("can be written");
+        assert_eq!(std::fs::read_to_string(&link).expect("leads there"), "behind");
     }
 }
